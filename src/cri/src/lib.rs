@@ -1,0 +1,10 @@
+//! Sandboxes, containers and images on containerd.
+//!
+//! [`runtime::Runtime`] is the contract, [`containerd`] keeps it with containerd and runc,
+//! [`fake`] keeps it in memory for tests of the components above.
+
+pub mod runtime;
+pub mod types;
+
+pub use runtime::*;
+pub use types::*;
