@@ -1,0 +1,1 @@
+//! Nodes as network namespaces, end-to-end tests and benches.

@@ -1,0 +1,1 @@
+//! Pods on a node: life cycle, probes, volumes, status, logs and streams.

@@ -1,0 +1,1 @@
+//! Typed link, address, route and neighbour verbs; network namespaces.

@@ -1,0 +1,1 @@
+//! An nftables ruleset model, a packet tracer for tests, one-transaction writes.

@@ -1,0 +1,1 @@
+//! Pod interfaces and addresses, bridge, VXLAN.

@@ -1,0 +1,1 @@
+//! Certificate authorities, certificates, join tokens and kubeconfigs.

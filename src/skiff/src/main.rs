@@ -1,0 +1,3 @@
+//! Kubernetes for the edge in one binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Revisioned key-value state: memory for reads, a durable backend for writes, watch.

@@ -1,0 +1,1 @@
+//! The agent's outbound connection over which servers reach it.
