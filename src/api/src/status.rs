@@ -70,7 +70,10 @@ impl FieldErrorKind {
     }
 
     fn shows_value(self) -> bool {
-        !matches!(self, Self::Required | Self::Forbidden | Self::TooLong | Self::Internal)
+        !matches!(
+            self,
+            Self::Required | Self::Forbidden | Self::TooLong | Self::Internal
+        )
     }
 }
 
@@ -89,8 +92,18 @@ pub struct FieldError {
 
 impl FieldError {
     /// A complaint of any kind.
-    pub fn new(kind: FieldErrorKind, field: impl Into<String>, value: Value, detail: impl Into<String>) -> Self {
-        Self { kind, field: field.into(), value, detail: detail.into() }
+    pub fn new(
+        kind: FieldErrorKind,
+        field: impl Into<String>,
+        value: Value,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            field: field.into(),
+            value,
+            detail: detail.into(),
+        }
     }
     /// The value is malformed or out of range.
     pub fn invalid(field: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> Self {
@@ -115,18 +128,31 @@ impl FieldError {
     /// The value is not in `supported`.
     pub fn not_supported(field: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> Self {
         let list: Vec<String> = supported.iter().map(|s| quote(s)).collect();
-        let detail =
-            if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
+        let detail = if list.is_empty() {
+            String::new()
+        } else {
+            format!("supported values: {}", list.join(", "))
+        };
         Self::new(FieldErrorKind::NotSupported, field, value.into(), detail)
     }
     /// The value has more than `max` bytes.
     pub fn too_long(field: impl Into<String>, max: usize) -> Self {
-        Self::new(FieldErrorKind::TooLong, field, Value::Null, format!("may not be more than {max} bytes"))
+        Self::new(
+            FieldErrorKind::TooLong,
+            field,
+            Value::Null,
+            format!("may not be more than {max} bytes"),
+        )
     }
     /// The list has more than `max` items.
     pub fn too_many(field: impl Into<String>, actual: usize, max: usize) -> Self {
         let items = if max == 1 { "item" } else { "items" };
-        Self::new(FieldErrorKind::TooMany, field, actual.into(), format!("must have at most {max} {items}"))
+        Self::new(
+            FieldErrorKind::TooMany,
+            field,
+            actual.into(),
+            format!("must have at most {max} {items}"),
+        )
     }
     /// The value cannot change once set.
     pub fn immutable(field: impl Into<String>, value: impl Into<Value>) -> Self {
@@ -154,7 +180,11 @@ impl FieldError {
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.field.is_empty() { write!(f, "<nil>: {}", self.body()) } else { write!(f, "{}: {}", self.field, self.body()) }
+        if self.field.is_empty() {
+            write!(f, "<nil>: {}", self.body())
+        } else {
+            write!(f, "{}: {}", self.field, self.body())
+        }
     }
 }
 
@@ -265,7 +295,12 @@ fn split(dotted: &str) -> (String, String) {
 
 fn details(dotted: &str, name: &str) -> Details {
     let (kind, group) = split(dotted);
-    Details { name: name.to_owned(), group, kind, ..Details::default() }
+    Details {
+        name: name.to_owned(),
+        group,
+        kind,
+        ..Details::default()
+    }
 }
 
 impl Status {
@@ -297,7 +332,12 @@ impl Status {
     /// 404: no such object.
     pub fn not_found(group_resource: &str, name: &str) -> Status {
         let d = details(group_resource, name);
-        Self::failure(404, "NotFound", format!("{group_resource} {} not found", quote(name)), Some(d))
+        Self::failure(
+            404,
+            "NotFound",
+            format!("{group_resource} {} not found", quote(name)),
+            Some(d),
+        )
     }
 
     /// 404: no such path.
@@ -309,12 +349,20 @@ impl Status {
     /// 409: the name is taken.
     pub fn already_exists(group_resource: &str, name: &str) -> Status {
         let d = details(group_resource, name);
-        Self::failure(409, "AlreadyExists", format!("{group_resource} {} already exists", quote(name)), Some(d))
+        Self::failure(
+            409,
+            "AlreadyExists",
+            format!("{group_resource} {} already exists", quote(name)),
+            Some(d),
+        )
     }
 
     /// 409: no free name was found for `generateName`.
     pub fn generate_name_conflict(group_resource: &str, name: &str, retry_after_seconds: u32) -> Status {
-        let d = Details { retry_after_seconds, ..details(group_resource, name) };
+        let d = Details {
+            retry_after_seconds,
+            ..details(group_resource, name)
+        };
         let text = format!(
             "{group_resource} {} already exists, the server was not able to generate a unique name for the object",
             quote(name)
@@ -325,13 +373,24 @@ impl Status {
     /// 409: the object cannot be changed as asked; see [`MODIFIED`] for a failed optimistic lock.
     pub fn conflict(group_resource: &str, name: &str, why: &str) -> Status {
         let d = details(group_resource, name);
-        let text = format!("Operation cannot be fulfilled on {group_resource} {}: {why}", quote(name));
+        let text = format!(
+            "Operation cannot be fulfilled on {group_resource} {}: {why}",
+            quote(name)
+        );
         Self::failure(409, "Conflict", text, Some(d))
     }
 
     /// 409: fields belong to other managers.
     pub fn apply_conflict(causes: Vec<Cause>, message: impl Into<String>) -> Status {
-        Self::failure(409, "Conflict", message, Some(Details { causes, ..Details::default() }))
+        Self::failure(
+            409,
+            "Conflict",
+            message,
+            Some(Details {
+                causes,
+                ..Details::default()
+            }),
+        )
     }
 
     /// 422: the object breaks rules. `group_kind` is `Pod` or `Deployment.apps`.
@@ -345,14 +404,26 @@ impl Status {
         }
         let causes = errors
             .iter()
-            .map(|e| Cause { reason: e.kind.reason().into(), message: e.body(), field: e.field.clone() })
+            .map(|e| Cause {
+                reason: e.kind.reason().into(),
+                message: e.body(),
+                field: e.field.clone(),
+            })
             .collect();
         let message = match texts.as_slice() {
             [] => format!("{group_kind} {} is invalid", quote(name)),
             [one] => format!("{group_kind} {} is invalid: {one}", quote(name)),
             many => format!("{group_kind} {} is invalid: [{}]", quote(name), many.join(", ")),
         };
-        Self::failure(422, "Invalid", message, Some(Details { causes, ..details(group_kind, name) }))
+        Self::failure(
+            422,
+            "Invalid",
+            message,
+            Some(Details {
+                causes,
+                ..details(group_kind, name)
+            }),
+        )
     }
 
     /// 400: the request makes no sense.
@@ -377,7 +448,10 @@ impl Status {
 
     /// 405: the resource has no such verb.
     pub fn method_not_supported(group_resource: &str, verb: &str) -> Status {
-        let text = format!("{verb} is not supported on resources of kind {}", quote(group_resource));
+        let text = format!(
+            "{verb} is not supported on resources of kind {}",
+            quote(group_resource)
+        );
         Self::failure(405, "MethodNotAllowed", text, Some(details(group_resource, "")))
     }
 
@@ -398,7 +472,12 @@ impl Status {
 
     /// 413: the body is over the limit.
     pub fn too_large(message: &str) -> Status {
-        Self::failure(413, "RequestEntityTooLarge", format!("Request entity too large: {message}"), None)
+        Self::failure(
+            413,
+            "RequestEntityTooLarge",
+            format!("Request entity too large: {message}"),
+            None,
+        )
     }
 
     /// 415: unknown body encoding.
@@ -408,7 +487,10 @@ impl Status {
 
     /// 429: slow down.
     pub fn too_many_requests(message: impl Into<String>, retry_after_seconds: u32) -> Status {
-        let d = Details { retry_after_seconds, ..Details::default() };
+        let d = Details {
+            retry_after_seconds,
+            ..Details::default()
+        };
         Self::failure(429, "TooManyRequests", message, Some(d))
     }
 
@@ -416,8 +498,19 @@ impl Status {
     pub fn internal(why: impl fmt::Display) -> Status {
         let why = why.to_string();
         let text = format!("Internal error occurred: {why}");
-        let causes = vec![Cause { message: why, ..Cause::default() }];
-        Self::failure(500, "InternalError", text, Some(Details { causes, ..Details::default() }))
+        let causes = vec![Cause {
+            message: why,
+            ..Cause::default()
+        }];
+        Self::failure(
+            500,
+            "InternalError",
+            text,
+            Some(Details {
+                causes,
+                ..Details::default()
+            }),
+        )
     }
 
     /// 503: not now.
@@ -427,7 +520,10 @@ impl Status {
 
     /// 500: the operation did not finish in time and may be tried again.
     pub fn server_timeout(group_resource: &str, verb: &str, retry_after_seconds: u32) -> Status {
-        let d = Details { retry_after_seconds, ..details(group_resource, "") };
+        let d = Details {
+            retry_after_seconds,
+            ..details(group_resource, "")
+        };
         let text = format!(
             "The {verb} operation against {group_resource} could not be completed at this time, please try again."
         );
@@ -436,17 +532,23 @@ impl Status {
 
     /// 504: the request took too long.
     pub fn timeout(message: impl fmt::Display, retry_after_seconds: u32) -> Status {
-        let d = Details { retry_after_seconds, ..Details::default() };
+        let d = Details {
+            retry_after_seconds,
+            ..Details::default()
+        };
         Self::failure(504, "Timeout", format!("Timeout: {message}"), Some(d))
     }
 
     /// Adds a cause.
     pub fn with_cause(mut self, reason: &str, message: impl Into<String>, field: &str) -> Status {
-        self.details.get_or_insert_with(Details::default).causes.push(Cause {
-            reason: reason.into(),
-            message: message.into(),
-            field: field.into(),
-        });
+        self.details
+            .get_or_insert_with(Details::default)
+            .causes
+            .push(Cause {
+                reason: reason.into(),
+                message: message.into(),
+                field: field.into(),
+            });
         self
     }
 
@@ -473,7 +575,11 @@ mod tests {
         let no_name = FieldError::required("metadata.name", "name or generateName is required");
         let cases = [
             (Status::not_found("pods", "x"), 404, "pods \"x\" not found"),
-            (Status::already_exists("deployments.apps", "x"), 409, "deployments.apps \"x\" already exists"),
+            (
+                Status::already_exists("deployments.apps", "x"),
+                409,
+                "deployments.apps \"x\" already exists",
+            ),
             (
                 Status::conflict("pods", "x", MODIFIED),
                 409,
@@ -520,17 +626,35 @@ mod tests {
     #[test]
     fn bodies_show_values_as_go_does() {
         let cases = [
-            (FieldError::invalid("a", "x\"y", "bad"), "Invalid value: \"x\\\"y\": bad"),
+            (
+                FieldError::invalid("a", "x\"y", "bad"),
+                "Invalid value: \"x\\\"y\": bad",
+            ),
             (FieldError::invalid("a", true, "bad"), "Invalid value: true: bad"),
-            (FieldError::invalid("a", json!({"b": 1}), "bad"), "Invalid value: {\"b\":1}: bad"),
-            (FieldError::invalid("a", Value::Null, "bad"), "Invalid value: null: bad"),
-            (FieldError::too_long("a", 63), "Too long: may not be more than 63 bytes"),
-            (FieldError::too_many("a", 3, 1), "Too many: 3: must have at most 1 item"),
+            (
+                FieldError::invalid("a", json!({"b": 1}), "bad"),
+                "Invalid value: {\"b\":1}: bad",
+            ),
+            (
+                FieldError::invalid("a", Value::Null, "bad"),
+                "Invalid value: null: bad",
+            ),
+            (
+                FieldError::too_long("a", 63),
+                "Too long: may not be more than 63 bytes",
+            ),
+            (
+                FieldError::too_many("a", 3, 1),
+                "Too many: 3: must have at most 1 item",
+            ),
             (
                 FieldError::not_supported("a", "x", &["b", "c"]),
                 "Unsupported value: \"x\": supported values: \"b\", \"c\"",
             ),
-            (FieldError::immutable("a", 1), "Invalid value: 1: field is immutable"),
+            (
+                FieldError::immutable("a", 1),
+                "Invalid value: 1: field is immutable",
+            ),
         ];
         for (error, body) in cases {
             assert_eq!(error.body(), body);

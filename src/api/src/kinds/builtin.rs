@@ -45,7 +45,10 @@ fn k(
         storage: (group.into(), version.into()),
         prefix: prefix(group, plural).into(),
         fields: Vec::new(),
-        traits: Traits { unconditional_update: true, ..Traits::default() },
+        traits: Traits {
+            unconditional_update: true,
+            ..Traits::default()
+        },
         columns: Vec::new(),
         hash_published: true,
     }
@@ -67,7 +70,10 @@ impl Kind {
     /// Created and answered, never stored.
     fn review(mut self) -> Kind {
         self.verbs = strs(&["create"]);
-        self.traits = Traits { review: true, ..Traits::default() };
+        self.traits = Traits {
+            review: true,
+            ..Traits::default()
+        };
         self.hash_published = false;
         self
     }
@@ -140,7 +146,11 @@ impl Kind {
         for spec in specs {
             let (head, default) = spec.split_once('=').unwrap_or((spec, ""));
             let (label, path) = head.split_once('@').unwrap_or((head, head));
-            self.fields.push(SelectableField { label: label.into(), path: path.into(), default: default.into() });
+            self.fields.push(SelectableField {
+                label: label.into(),
+                path: path.into(),
+                default: default.into(),
+            });
         }
         self
     }
@@ -234,15 +244,22 @@ fn core() -> Vec<Kind> {
             "status.nominatedNodeName",
         ]);
     pods.traits.graceful = true;
-    let mut components = c("ComponentStatus", "componentstatuses", CLUSTER).short(&["cs"]).only(&["get", "list"]);
+    let mut components = c("ComponentStatus", "componentstatuses", CLUSTER)
+        .short(&["cs"])
+        .only(&["get", "list"]);
     components.hash_published = false;
     vec![
         c("Binding", "bindings", NAMESPACED).review(),
         components,
         c("ConfigMap", "configmaps", NAMESPACED).short(&["cm"]),
         c("Endpoints", "endpoints", NAMESPACED).short(&["ep"]),
-        c("Event", "events", NAMESPACED).short(&["ev"]).create_on_update().fields(EVENT_FIELDS),
-        c("LimitRange", "limitranges", NAMESPACED).short(&["limits"]).create_on_update(),
+        c("Event", "events", NAMESPACED)
+            .short(&["ev"])
+            .create_on_update()
+            .fields(EVENT_FIELDS),
+        c("LimitRange", "limitranges", NAMESPACED)
+            .short(&["limits"])
+            .create_on_update(),
         c("Namespace", "namespaces", CLUSTER)
             .short(&["ns"])
             .only(&["create", "delete", "get", "list", "patch", "update", "watch"])
@@ -254,8 +271,12 @@ fn core() -> Vec<Kind> {
             .status()
             .sub("proxy", "NodeProxyOptions", PROXY_VERBS)
             .fields(&["spec.unschedulable=false"]),
-        c("PersistentVolumeClaim", "persistentvolumeclaims", NAMESPACED).short(&["pvc"]).status(),
-        c("PersistentVolume", "persistentvolumes", CLUSTER).short(&["pv"]).status(),
+        c("PersistentVolumeClaim", "persistentvolumeclaims", NAMESPACED)
+            .short(&["pvc"])
+            .status(),
+        c("PersistentVolume", "persistentvolumes", CLUSTER)
+            .short(&["pv"])
+            .status(),
         pods,
         c("PodTemplate", "podtemplates", NAMESPACED).generation(),
         c("ReplicationController", "replicationcontrollers", NAMESPACED)
@@ -265,15 +286,19 @@ fn core() -> Vec<Kind> {
             .generation()
             .scale()
             .fields(&["status.replicas=0"]),
-        c("ResourceQuota", "resourcequotas", NAMESPACED).short(&["quota"]).status(),
+        c("ResourceQuota", "resourcequotas", NAMESPACED)
+            .short(&["quota"])
+            .status(),
         c("Secret", "secrets", NAMESPACED).fields(&["type"]),
-        c("ServiceAccount", "serviceaccounts", NAMESPACED).short(&["sa"]).foreign(
-            "token",
-            "authentication.k8s.io",
-            "v1",
-            "TokenRequest",
-            &["create"],
-        ),
+        c("ServiceAccount", "serviceaccounts", NAMESPACED)
+            .short(&["sa"])
+            .foreign(
+                "token",
+                "authentication.k8s.io",
+                "v1",
+                "TokenRequest",
+                &["create"],
+            ),
         c("Service", "services", NAMESPACED)
             .short(&["svc"])
             .category("all")
@@ -285,10 +310,16 @@ fn core() -> Vec<Kind> {
 
 fn registration() -> Vec<Kind> {
     vec![
-        k("apiregistration.k8s.io", "v1", "APIService", "apiservices", CLUSTER)
-            .category("api-extensions")
-            .status()
-            .conditional(),
+        k(
+            "apiregistration.k8s.io",
+            "v1",
+            "APIService",
+            "apiservices",
+            CLUSTER,
+        )
+        .category("api-extensions")
+        .status()
+        .conditional(),
     ]
 }
 
@@ -296,8 +327,17 @@ fn apps() -> Vec<Kind> {
     let a = |kind, plural| k("apps", "v1", kind, plural, NAMESPACED);
     vec![
         a("ControllerRevision", "controllerrevisions"),
-        a("DaemonSet", "daemonsets").short(&["ds"]).category("all").status().generation(),
-        a("Deployment", "deployments").short(&["deploy"]).category("all").status().generation().scale(),
+        a("DaemonSet", "daemonsets")
+            .short(&["ds"])
+            .category("all")
+            .status()
+            .generation(),
+        a("Deployment", "deployments")
+            .short(&["deploy"])
+            .category("all")
+            .status()
+            .generation()
+            .scale(),
         a("ReplicaSet", "replicasets")
             .short(&["rs"])
             .category("all")
@@ -305,7 +345,12 @@ fn apps() -> Vec<Kind> {
             .generation()
             .scale()
             .fields(&["status.replicas=0"]),
-        a("StatefulSet", "statefulsets").short(&["sts"]).category("all").status().generation().scale(),
+        a("StatefulSet", "statefulsets")
+            .short(&["sts"])
+            .category("all")
+            .status()
+            .generation()
+            .scale(),
     ]
 }
 
@@ -325,7 +370,11 @@ fn reviews() -> Vec<Kind> {
     vec![
         authn("SelfSubjectReview", "selfsubjectreviews"),
         authn("TokenReview", "tokenreviews"),
-        authz("LocalSubjectAccessReview", "localsubjectaccessreviews", NAMESPACED),
+        authz(
+            "LocalSubjectAccessReview",
+            "localsubjectaccessreviews",
+            NAMESPACED,
+        ),
         authz("SelfSubjectAccessReview", "selfsubjectaccessreviews", CLUSTER),
         authz("SelfSubjectRulesReview", "selfsubjectrulesreviews", CLUSTER),
         authz("SubjectAccessReview", "subjectaccessreviews", CLUSTER),
@@ -335,11 +384,17 @@ fn reviews() -> Vec<Kind> {
 fn autoscaling() -> Vec<Kind> {
     ["v2", "v1"]
         .map(|version| {
-            k("autoscaling", version, "HorizontalPodAutoscaler", "horizontalpodautoscalers", NAMESPACED)
-                .short(&["hpa"])
-                .category("all")
-                .status()
-                .stored_as("autoscaling", "v2")
+            k(
+                "autoscaling",
+                version,
+                "HorizontalPodAutoscaler",
+                "horizontalpodautoscalers",
+                NAMESPACED,
+            )
+            .short(&["hpa"])
+            .category("all")
+            .status()
+            .stored_as("autoscaling", "v2")
         })
         .into()
 }
@@ -361,11 +416,17 @@ fn batch() -> Vec<Kind> {
 
 fn certificates() -> Vec<Kind> {
     vec![
-        k("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", CLUSTER)
-            .short(&["csr"])
-            .status()
-            .view("approval")
-            .fields(&["spec.signerName"]),
+        k(
+            "certificates.k8s.io",
+            "v1",
+            "CertificateSigningRequest",
+            "certificatesigningrequests",
+            CLUSTER,
+        )
+        .short(&["csr"])
+        .status()
+        .view("approval")
+        .fields(&["spec.signerName"]),
     ]
 }
 
@@ -373,27 +434,37 @@ fn networking() -> Vec<Kind> {
     let n = |kind, plural, scope| k("networking.k8s.io", "v1", kind, plural, scope);
     vec![
         n("IngressClass", "ingressclasses", CLUSTER).generation(),
-        n("Ingress", "ingresses", NAMESPACED).short(&["ing"]).status().generation(),
+        n("Ingress", "ingresses", NAMESPACED)
+            .short(&["ing"])
+            .status()
+            .generation(),
         n("IPAddress", "ipaddresses", CLUSTER).short(&["ip"]),
-        n("NetworkPolicy", "networkpolicies", NAMESPACED).short(&["netpol"]).generation(),
+        n("NetworkPolicy", "networkpolicies", NAMESPACED)
+            .short(&["netpol"])
+            .generation(),
         n("ServiceCIDR", "servicecidrs", CLUSTER).status(),
     ]
 }
 
 fn policy() -> Vec<Kind> {
     vec![
-        k("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", NAMESPACED)
-            .short(&["pdb"])
-            .status()
-            .generation()
-            .conditional(),
+        k(
+            "policy",
+            "v1",
+            "PodDisruptionBudget",
+            "poddisruptionbudgets",
+            NAMESPACED,
+        )
+        .short(&["pdb"])
+        .status()
+        .generation()
+        .conditional(),
     ]
 }
 
 fn rbac() -> Vec<Kind> {
-    let r = |kind, plural, scope| {
-        k("rbac.authorization.k8s.io", "v1", kind, plural, scope).create_on_update()
-    };
+    let r =
+        |kind, plural, scope| k("rbac.authorization.k8s.io", "v1", kind, plural, scope).create_on_update();
     vec![
         r("ClusterRoleBinding", "clusterrolebindings", CLUSTER),
         r("ClusterRole", "clusterroles", CLUSTER),
@@ -409,7 +480,9 @@ fn storage() -> Vec<Kind> {
         s("CSINode", "csinodes", CLUSTER).conditional(),
         s("CSIStorageCapacity", "csistoragecapacities", NAMESPACED).conditional(),
         s("StorageClass", "storageclasses", CLUSTER).short(&["sc"]),
-        s("VolumeAttachment", "volumeattachments", CLUSTER).status().conditional(),
+        s("VolumeAttachment", "volumeattachments", CLUSTER)
+            .status()
+            .conditional(),
         s("VolumeAttributesClass", "volumeattributesclasses", CLUSTER).short(&["vac"]),
     ]
 }
@@ -423,33 +496,60 @@ fn admission() -> Vec<Kind> {
     };
     vec![
         a("MutatingAdmissionPolicy", "mutatingadmissionpolicies"),
-        a("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings"),
+        a(
+            "MutatingAdmissionPolicyBinding",
+            "mutatingadmissionpolicybindings",
+        ),
         a("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
         a("ValidatingAdmissionPolicy", "validatingadmissionpolicies").status(),
-        a("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings"),
-        a("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
+        a(
+            "ValidatingAdmissionPolicyBinding",
+            "validatingadmissionpolicybindings",
+        ),
+        a(
+            "ValidatingWebhookConfiguration",
+            "validatingwebhookconfigurations",
+        ),
     ]
 }
 
 fn extensions() -> Vec<Kind> {
     vec![
-        k("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", CLUSTER)
-            .short(&["crd", "crds"])
-            .category("api-extensions")
-            .status()
-            .generation()
-            .conditional(),
+        k(
+            "apiextensions.k8s.io",
+            "v1",
+            "CustomResourceDefinition",
+            "customresourcedefinitions",
+            CLUSTER,
+        )
+        .short(&["crd", "crds"])
+        .category("api-extensions")
+        .status()
+        .generation()
+        .conditional(),
     ]
 }
 
 fn scheduling() -> Vec<Kind> {
     vec![
-        k("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses", CLUSTER).short(&["pc"]).generation(),
+        k(
+            "scheduling.k8s.io",
+            "v1",
+            "PriorityClass",
+            "priorityclasses",
+            CLUSTER,
+        )
+        .short(&["pc"])
+        .generation(),
     ]
 }
 
 fn coordination() -> Vec<Kind> {
-    vec![k("coordination.k8s.io", "v1", "Lease", "leases", NAMESPACED).create_on_update().conditional()]
+    vec![
+        k("coordination.k8s.io", "v1", "Lease", "leases", NAMESPACED)
+            .create_on_update()
+            .conditional(),
+    ]
 }
 
 fn node() -> Vec<Kind> {
@@ -457,7 +557,16 @@ fn node() -> Vec<Kind> {
 }
 
 fn discovery() -> Vec<Kind> {
-    vec![k("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", NAMESPACED).generation()]
+    vec![
+        k(
+            "discovery.k8s.io",
+            "v1",
+            "EndpointSlice",
+            "endpointslices",
+            NAMESPACED,
+        )
+        .generation(),
+    ]
 }
 
 fn resource() -> Vec<Kind> {
@@ -466,13 +575,18 @@ fn resource() -> Vec<Kind> {
         r("DeviceClass", "deviceclasses", CLUSTER).generation(),
         r("ResourceClaim", "resourceclaims", NAMESPACED).status(),
         r("ResourceClaimTemplate", "resourceclaimtemplates", NAMESPACED),
-        r("ResourceSlice", "resourceslices", CLUSTER).generation().fields(&["spec.nodeName", "spec.driver"]),
+        r("ResourceSlice", "resourceslices", CLUSTER)
+            .generation()
+            .fields(&["spec.nodeName", "spec.driver"]),
     ]
 }
 
 fn flowcontrol() -> Vec<Kind> {
     let f = |kind, plural| {
-        k("flowcontrol.apiserver.k8s.io", "v1", kind, plural, CLUSTER).status().generation().conditional()
+        k("flowcontrol.apiserver.k8s.io", "v1", kind, plural, CLUSTER)
+            .status()
+            .generation()
+            .conditional()
     };
     vec![
         f("FlowSchema", "flowschemas"),

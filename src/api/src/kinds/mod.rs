@@ -18,8 +18,16 @@ use std::sync::{Arc, LazyLock};
 pub type Str = Cow<'static, str>;
 
 /// Verbs of an ordinary stored resource.
-pub const STANDARD_VERBS: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+pub const STANDARD_VERBS: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 /// Verbs of a subresource that is a view of its parent.
 pub const VIEW_VERBS: &[&str] = &["get", "patch", "update"];
 /// Verbs of a connection that proxies requests.
@@ -228,7 +236,11 @@ impl Kind {
 
 /// `group/version`, or `version` alone in the core group.
 pub fn api_version(group: &str, version: &str) -> Str {
-    if group.is_empty() { Cow::Owned(version.to_owned()) } else { Cow::Owned(format!("{group}/{version}")) }
+    if group.is_empty() {
+        Cow::Owned(version.to_owned())
+    } else {
+        Cow::Owned(format!("{group}/{version}"))
+    }
 }
 
 /// Splits an `apiVersion` into group and version.
@@ -284,19 +296,26 @@ impl Kinds {
         self.by_plural.clear();
         self.by_kind.clear();
         for (at, k) in self.rows.iter().enumerate() {
-            self.by_plural.insert((k.group.clone(), k.version.clone(), k.plural.clone()), at);
-            self.by_kind.entry((k.group.clone(), k.version.clone(), k.kind.clone())).or_insert(at);
+            self.by_plural
+                .insert((k.group.clone(), k.version.clone(), k.plural.clone()), at);
+            self.by_kind
+                .entry((k.group.clone(), k.version.clone(), k.kind.clone()))
+                .or_insert(at);
         }
     }
 
     /// Finds a row by the names in a URL.
     pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
-        self.by_plural.get(&key(group, version, plural)).map(|&at| &self.rows[at])
+        self.by_plural
+            .get(&key(group, version, plural))
+            .map(|&at| &self.rows[at])
     }
 
     /// Finds a row by the names in an object.
     pub fn kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Kind>> {
-        self.by_kind.get(&key(group, version, kind)).map(|&at| &self.rows[at])
+        self.by_kind
+            .get(&key(group, version, kind))
+            .map(|&at| &self.rows[at])
     }
 
     /// Finds a row by an object's `apiVersion` and `kind`.
@@ -317,7 +336,9 @@ impl Kinds {
 
     /// One row per stored kind: the row whose version is the stored one.
     pub fn stored(&self) -> impl Iterator<Item = &Arc<Kind>> {
-        self.rows.iter().filter(|k| k.is_storage_version() && k.serves("list") && !k.traits.review)
+        self.rows
+            .iter()
+            .filter(|k| k.is_storage_version() && k.serves("list") && !k.traits.review)
     }
 
     /// Groups in discovery order, each with its versions in order of preference; the core group is `""`.
@@ -338,14 +359,22 @@ impl Kinds {
 }
 
 fn key(a: &str, b: &str, c: &str) -> (Str, Str, Str) {
-    (Cow::Owned(a.to_owned()), Cow::Owned(b.to_owned()), Cow::Owned(c.to_owned()))
+    (
+        Cow::Owned(a.to_owned()),
+        Cow::Owned(b.to_owned()),
+        Cow::Owned(c.to_owned()),
+    )
 }
 
 /// Orders versions as Kubernetes does: GA over beta over alpha, then by number; other names come last.
 pub fn version_rank(version: &str) -> (u8, u32, u32) {
-    let Some(rest) = version.strip_prefix('v') else { return (0, 0, 0) };
+    let Some(rest) = version.strip_prefix('v') else {
+        return (0, 0, 0);
+    };
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-    let Ok(major) = rest[..digits].parse() else { return (0, 0, 0) };
+    let Ok(major) = rest[..digits].parse() else {
+        return (0, 0, 0);
+    };
     let stage = &rest[digits..];
     if stage.is_empty() {
         return (3, major, 0);
@@ -381,7 +410,11 @@ mod tests {
         let kinds = Kinds::builtin();
         let mut seen = std::collections::HashSet::new();
         for k in kinds.iter() {
-            assert!(seen.insert((k.group.clone(), k.version.clone(), k.plural.clone())), "{}", k.kind);
+            assert!(
+                seen.insert((k.group.clone(), k.version.clone(), k.plural.clone())),
+                "{}",
+                k.kind
+            );
             assert_eq!(k.traits.status, k.subresource("status").is_some(), "{}", k.kind);
             assert!(k.prefix.starts_with(STORAGE_ROOT) && k.prefix.ends_with('/'));
             let stored = kinds.resource(&k.storage.0, &k.storage.1, &k.plural);
