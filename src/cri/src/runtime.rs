@@ -130,8 +130,12 @@ pub trait Runtime: Send + Sync + 'static {
     async fn reopen_log(&self, id: &str) -> Result<()>;
 
     /// Fetches an image from its registry and unpacks it.
-    async fn pull_image(&self, reference: &str, auth: Option<ImageAuth>, progress: Option<Progress>)
-    -> Result<Image>;
+    async fn pull_image(
+        &self,
+        reference: &str,
+        auth: Option<ImageAuth>,
+        progress: Option<Progress>,
+    ) -> Result<Image>;
     /// All images.
     async fn images(&self) -> Result<Vec<Image>>;
     /// The image behind a reference or an image id, if present.
