@@ -18,27 +18,38 @@ const PROBE_ROUNDS: usize = 5;
 const PROBE_BYTES: usize = 4_096;
 
 /// What the log does to its files, as seen by tests that make it fail.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Step<'a> {
-    Create(&'a Path),
-    Write(&'a Path),
-    Sync(&'a Path),
-    Truncate(&'a Path),
-    /// The file is on stable storage up to this length.
-    Synced(&'a Path, u64),
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Create,
+    Write,
+    Sync,
+    Truncate,
+    /// The file is on stable storage up to the length given; the answer does not matter.
+    Synced,
 }
 
-/// Called before (and, for `Synced`, after) every step; an error is taken as the system's.
-pub(crate) type Hook = Arc<dyn Fn(Step<'_>) -> io::Result<()> + Send + Sync>;
+/// Called before a step with the file and its durable length; an error is
+/// taken as the system's.
+pub(crate) type Hook = Arc<dyn Fn(Step, &Path, u64) -> io::Result<()> + Send + Sync>;
 
 /// Makes a directory that only its owner may enter, or tightens an existing one.
 pub(crate) fn private_dir(path: &Path) -> Result<(), OpenError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(OpenError::io(path))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(OpenError::io(path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(OpenError::io(path))
 }
 
 pub(crate) fn private_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
@@ -117,8 +128,14 @@ pub(crate) fn numbered(dir: &Path, prefix: &str, suffix: &str) -> io::Result<Vec
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        let digits = name.to_str().and_then(|n| n.strip_prefix(prefix)).and_then(|n| n.strip_suffix(suffix));
-        if let Some(number) = digits.filter(|d| d.len() == 16).and_then(|d| u64::from_str_radix(d, 16).ok()) {
+        let digits = name
+            .to_str()
+            .and_then(|n| n.strip_prefix(prefix))
+            .and_then(|n| n.strip_suffix(suffix));
+        if let Some(number) = digits
+            .filter(|d| d.len() == 16)
+            .and_then(|d| u64::from_str_radix(d, 16).ok())
+        {
             found.push((number, entry.path()));
         }
     }

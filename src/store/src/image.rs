@@ -19,6 +19,14 @@ pub(crate) struct Image {
 }
 
 impl Image {
+    /// Nothing, at a revision.
+    pub(crate) fn empty(revision: u64) -> Self {
+        Self {
+            revision,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
         self.map.get(key)
     }
@@ -36,7 +44,11 @@ impl Image {
         self.map.values()
     }
 
-    pub(crate) fn range<'a>(&'a self, prefix: &'a str, after: Option<&'a str>) -> impl Iterator<Item = &'a Entry> {
+    pub(crate) fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+    ) -> impl Iterator<Item = &'a Entry> {
         let from = match after {
             Some(after) if after >= prefix => Bound::Excluded(after),
             _ => Bound::Included(prefix),
@@ -61,17 +73,34 @@ impl Image {
         self.revision = self.revision.max(revision);
         match change {
             Change::Put { key, value } => {
-                let key: Arc<str> = previous.as_ref().map_or_else(|| key.into(), |old| old.key.clone());
+                let key: Arc<str> = previous
+                    .as_ref()
+                    .map_or_else(|| key.into(), |old| old.key.clone());
                 let create_revision = previous.as_ref().map_or(revision, |old| old.create_revision);
-                let entry = Entry { key: key.clone(), value, create_revision, mod_revision: revision };
+                let entry = Entry {
+                    key: key.clone(),
+                    value,
+                    create_revision,
+                    mod_revision: revision,
+                };
                 self.load(entry.clone());
-                Some(Event { revision, key, value: Some(entry), previous })
+                Some(Event {
+                    revision,
+                    key,
+                    value: Some(entry),
+                    previous,
+                })
             }
             Change::Delete { .. } => {
                 let old = previous?;
                 self.map.remove(&*old.key);
                 self.bytes -= old.size();
-                Some(Event { revision, key: old.key.clone(), value: None, previous: Some(old) })
+                Some(Event {
+                    revision,
+                    key: old.key.clone(),
+                    value: None,
+                    previous: Some(old),
+                })
             }
         }
     }
@@ -89,13 +118,21 @@ impl Change {
         match op {
             Op::Delete { key } => Self::Delete { key },
             Op::Put { key, value } => {
-                let Some(at) = value.revision_at else { return Self::Put { key, value: value.bytes } };
+                let Some(at) = value.revision_at else {
+                    return Self::Put {
+                        key,
+                        value: value.bytes,
+                    };
+                };
                 let digits = revision.to_string();
                 let mut spliced = Vec::with_capacity(value.bytes.len() + digits.len());
                 spliced.extend_from_slice(&value.bytes[..at]);
                 spliced.extend_from_slice(digits.as_bytes());
                 spliced.extend_from_slice(&value.bytes[at..]);
-                Self::Put { key, value: spliced.into() }
+                Self::Put {
+                    key,
+                    value: spliced.into(),
+                }
             }
         }
     }
@@ -148,7 +185,13 @@ mod tests {
     use super::*;
 
     fn put(image: &mut Image, revision: u64, key: &str) {
-        image.apply(revision, Change::Put { key: key.into(), value: "v".into() });
+        image.apply(
+            revision,
+            Change::Put {
+                key: key.into(),
+                value: "v".into(),
+            },
+        );
     }
 
     #[test]
@@ -157,7 +200,12 @@ mod tests {
         for (i, key) in ["/a", "/b/", "/b/1", "/b/2", "/b0", "/c"].iter().enumerate() {
             put(&mut image, i as u64 + 1, key);
         }
-        let keys = |prefix, after| image.range(prefix, after).map(|e| e.key.to_string()).collect::<Vec<_>>();
+        let keys = |prefix, after| {
+            image
+                .range(prefix, after)
+                .map(|e| e.key.to_string())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(keys("/b/", None), ["/b/", "/b/1", "/b/2"]);
         assert_eq!(keys("/b/", Some("/b/1")), ["/b/2"]);
         assert_eq!(keys("/b/", Some("/a")), ["/b/", "/b/1", "/b/2"]);
@@ -173,7 +221,12 @@ mod tests {
         }
         let snapshot = Snapshot(image.clone());
         for i in 0..500 {
-            image.apply(1_000 + i, Change::Delete { key: format!("/k/{i:03}") });
+            image.apply(
+                1_000 + i,
+                Change::Delete {
+                    key: format!("/k/{i:03}"),
+                },
+            );
         }
         assert_eq!((image.len(), image.bytes()), (0, 0));
         assert_eq!((snapshot.count("/k/"), snapshot.revision()), (500, 500));
@@ -181,10 +234,30 @@ mod tests {
 
     #[test]
     fn the_revision_is_spliced_in() {
-        for (at, want) in [(None, "ab"), (Some(0), "42ab"), (Some(1), "a42b"), (Some(2), "ab42")] {
-            let value = crate::Value { bytes: "ab".into(), revision_at: at };
-            let change = Change::from_op(Op::Put { key: "k".into(), value }, 42);
-            assert_eq!(change, Change::Put { key: "k".into(), value: want.into() });
+        for (at, want) in [
+            (None, "ab"),
+            (Some(0), "42ab"),
+            (Some(1), "a42b"),
+            (Some(2), "ab42"),
+        ] {
+            let value = crate::Value {
+                bytes: "ab".into(),
+                revision_at: at,
+            };
+            let change = Change::from_op(
+                Op::Put {
+                    key: "k".into(),
+                    value,
+                },
+                42,
+            );
+            assert_eq!(
+                change,
+                Change::Put {
+                    key: "k".into(),
+                    value: want.into()
+                }
+            );
         }
     }
 }

@@ -61,7 +61,12 @@ impl Header {
             return Err(HeaderError::Version(version));
         }
         let mut next = || reader.u64().ok_or(HeaderError::Torn);
-        let header = Self { sequence: next()?, last: next()?, start: next()?, reserved: next()? };
+        let header = Self {
+            sequence: next()?,
+            last: next()?,
+            start: next()?,
+            reserved: next()?,
+        };
         let crc = reader.u32().ok_or(HeaderError::Torn)?;
         let good = magic == SEGMENT_MAGIC && crc == crc32fast::hash(&bytes[..HEADER_LEN - 4]);
         if good { Ok(header) } else { Err(HeaderError::Torn) }
@@ -216,7 +221,10 @@ fn decode(payload: &Bytes) -> Option<Record> {
                 let key = str::from_utf8(reader.bytes()?).ok()?.to_owned();
                 changes.push(match kind {
                     // A copy of its own: a slice would keep the whole segment in memory.
-                    1 => Change::Put { key, value: Bytes::copy_from_slice(reader.bytes()?) },
+                    1 => Change::Put {
+                        key,
+                        value: Bytes::copy_from_slice(reader.bytes()?),
+                    },
                     2 => Change::Delete { key },
                     _ => return None,
                 });
@@ -263,7 +271,10 @@ mod tests {
 
     fn sample() -> (Payloads, Vec<Record>) {
         let changes = vec![
-            Change::Put { key: "/a".into(), value: "value".into() },
+            Change::Put {
+                key: "/a".into(),
+                value: "value".into(),
+            },
             Change::Delete { key: "/b".into() },
         ];
         let mut payloads = Payloads::default();
@@ -273,7 +284,10 @@ mod tests {
         let records = vec![
             Record::Commit { revision: 7, changes },
             Record::Reserve { until: 4_000 },
-            Record::Commit { revision: 8, changes: vec![] },
+            Record::Commit {
+                revision: 8,
+                changes: vec![],
+            },
         ];
         (payloads, records)
     }
@@ -298,9 +312,15 @@ mod tests {
             let mut broken = bytes.clone();
             broken[bit / 8] ^= 1 << (bit % 8);
             let got = read_all(&broken.into());
-            assert!(got.len() < records.len() && got == records[..got.len()], "bit {bit}");
+            assert!(
+                got.len() < records.len() && got == records[..got.len()],
+                "bit {bit}"
+            );
         }
-        assert!(read_frame(&bytes.into(), 4, 0).is_none(), "a frame of another segment");
+        assert!(
+            read_frame(&bytes.into(), 4, 0).is_none(),
+            "a frame of another segment"
+        );
     }
 
     #[test]
@@ -311,7 +331,10 @@ mod tests {
         let synced = bytes.len();
         let mut torn = bytes.clone();
         torn[30] ^= 1;
-        assert!(!proves_damage(&torn, 3, 0), "the frames behind it came in the same write");
+        assert!(
+            !proves_damage(&torn, 3, 0),
+            "the frames behind it came in the same write"
+        );
         payloads.frames(3, synced as u64, &mut bytes);
         bytes[30] ^= 1;
         assert!(proves_damage(&bytes, 3, 0));
@@ -320,7 +343,12 @@ mod tests {
 
     #[test]
     fn headers_come_back() {
-        let header = Header { sequence: 1, last: 2, start: 3, reserved: 4 };
+        let header = Header {
+            sequence: 1,
+            last: 2,
+            start: 3,
+            reserved: 4,
+        };
         let bytes = header.encode();
         assert_eq!(bytes.len(), HEADER_LEN);
         assert_eq!(Header::decode(&bytes), Ok(header));

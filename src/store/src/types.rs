@@ -43,7 +43,10 @@ pub struct Value {
 
 impl From<Bytes> for Value {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, revision_at: None }
+        Self {
+            bytes,
+            revision_at: None,
+        }
     }
 }
 
@@ -154,12 +157,21 @@ pub struct Txn {
 impl Txn {
     /// A strict, unconditional write of one key.
     pub fn put(key: impl Into<String>, value: impl Into<Value>) -> Self {
-        Self { ops: vec![Op::Put { key: key.into(), value: value.into() }], ..Self::default() }
+        Self {
+            ops: vec![Op::Put {
+                key: key.into(),
+                value: value.into(),
+            }],
+            ..Self::default()
+        }
     }
 
     /// A strict, unconditional removal of one key.
     pub fn delete(key: impl Into<String>) -> Self {
-        Self { ops: vec![Op::Delete { key: key.into() }], ..Self::default() }
+        Self {
+            ops: vec![Op::Delete { key: key.into() }],
+            ..Self::default()
+        }
     }
 
     /// The same with another durability.
@@ -184,7 +196,10 @@ impl Txn {
     /// Checks everything that can be checked without state.
     pub(crate) fn validate(&self) -> Result<(), CommitError> {
         let invalid = |key: &str, reason: &'static str| {
-            Err(CommitError::Invalid { key: key.chars().take(256).collect(), reason })
+            Err(CommitError::Invalid {
+                key: key.chars().take(256).collect(),
+                reason,
+            })
         };
         if self.ops.len() > MAX_OPS || self.preconditions.len() > MAX_OPS {
             return invalid("", "too many operations in one transaction");
