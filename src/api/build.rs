@@ -41,7 +41,9 @@ fn main() {
 fn write(path: &Path, value: &Value) {
     let file = std::fs::File::create(path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
     let mut encoder = flate2::write::ZlibEncoder::new(file, flate2::Compression::best());
-    encoder.write_all(value.to_string().as_bytes()).expect("write to OUT_DIR");
+    encoder
+        .write_all(value.to_string().as_bytes())
+        .expect("write to OUT_DIR");
     encoder.finish().expect("write to OUT_DIR");
 }
 
@@ -131,9 +133,14 @@ fn definitions() -> Definitions {
         kube_aggregator::pkg::apis::apiregistration::v1::APIService,
     );
     let mut out = Definitions::new();
-    out.insert("io.k8s.apimachinery.pkg.apis.meta.v1.WatchEvent".into(), watch_event());
+    out.insert(
+        "io.k8s.apimachinery.pkg.apis.meta.v1.WatchEvent".into(),
+        watch_event(),
+    );
     for (name, value) in generator.take_definitions(false) {
-        let Value::Object(mut definition) = value else { panic!("{name} is no object schema") };
+        let Value::Object(mut definition) = value else {
+            panic!("{name} is no object schema")
+        };
         shorten_references(&mut definition);
         if definition.get("type") == Some(&json!("object"))
             && !definition.contains_key("properties")
@@ -193,7 +200,9 @@ fn take_descriptions(definitions: &mut Definitions) -> Descriptions {
         let mut fields = BTreeMap::new();
         if let Some(Value::Object(properties)) = definition.get_mut("properties") {
             for (field, schema) in properties.iter_mut() {
-                let Value::Object(schema) = schema else { panic!("{name}.{field} is no schema") };
+                let Value::Object(schema) = schema else {
+                    panic!("{name}.{field} is no schema")
+                };
                 let text = take_text(schema);
                 if !text.is_empty() {
                     fields.insert(field.clone(), text);
@@ -220,17 +229,28 @@ fn apply_markers(table: &str, definitions: &mut Definitions, descriptions: &mut 
             continue;
         }
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            current = if name.starts_with("io.k8s.") { name.into() } else { format!("io.k8s.api.{name}") };
-            assert!(definitions.contains_key(&current), "{place}: unknown type {current}");
+            current = if name.starts_with("io.k8s.") {
+                name.into()
+            } else {
+                format!("io.k8s.api.{name}")
+            };
+            assert!(
+                definitions.contains_key(&current),
+                "{place}: unknown type {current}"
+            );
             continue;
         }
         if let Some(facts) = line.strip_prefix("  ") {
-            let definition = definitions.get_mut(&current).expect("checked at the section's head");
+            let definition = definitions
+                .get_mut(&current)
+                .expect("checked at the section's head");
             mark_field(&place, definition, facts);
             continue;
         }
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-        let definition = definitions.get_mut(&current).expect("checked at the section's head");
+        let definition = definitions
+            .get_mut(&current)
+            .expect("checked at the section's head");
         match word {
             "type" => set(definition, "x-kubernetes-map-type", json!(rest)),
             "unions" => {
@@ -255,8 +275,10 @@ fn mark_kind(
     descriptions: &mut Descriptions,
 ) {
     let mut words = facts.split(' ');
-    let (group, version) =
-        words.next().and_then(|gv| gv.split_once('/')).unwrap_or_else(|| panic!("{place}: no group/version"));
+    let (group, version) = words
+        .next()
+        .and_then(|gv| gv.split_once('/'))
+        .unwrap_or_else(|| panic!("{place}: no group/version"));
     let group = if group == "core" { "" } else { group };
     let kind = name.rsplit('.').next().unwrap_or_default();
     let definition = definitions.get_mut(name).expect("checked at the section's head");
@@ -279,13 +301,22 @@ fn mark_kind(
                 unreachable!("an object literal")
             };
             let fields = BTreeMap::from([
-                ("apiVersion".to_owned(), "The group and version of this representation.".to_owned()),
+                (
+                    "apiVersion".to_owned(),
+                    "The group and version of this representation.".to_owned(),
+                ),
                 ("items".to_owned(), format!("The {kind} objects of the list.")),
                 ("kind".to_owned(), "The kind of this list.".to_owned()),
-                ("metadata".to_owned(), "Resource version and continuation of the list.".to_owned()),
+                (
+                    "metadata".to_owned(),
+                    "Resource version and continuation of the list.".to_owned(),
+                ),
             ]);
             definitions.insert(format!("{name}List"), list);
-            descriptions.insert(format!("{name}List"), (format!("{kind}List is a list of {kind} objects."), fields));
+            descriptions.insert(
+                format!("{name}List"),
+                (format!("{kind}List is a list of {kind} objects."), fields),
+            );
         }
         Some(other) => panic!("{place}: unknown fact {other:?}"),
         None => {}
@@ -299,8 +330,9 @@ fn mark_field(place: &str, definition: &mut Map<String, Value>, facts: &str) {
     };
     let mut words = facts.split(' ');
     let field = words.next().unwrap_or_default();
-    let Some(Value::Object(schema)) =
-        definition.get_mut("properties").and_then(|properties| properties.get_mut(field))
+    let Some(Value::Object(schema)) = definition
+        .get_mut("properties")
+        .and_then(|properties| properties.get_mut(field))
     else {
         panic!("{place}: unknown field {field:?}");
     };
@@ -317,7 +349,11 @@ fn mark_field(place: &str, definition: &mut Map<String, Value>, facts: &str) {
             ("atomic" | "set", "") => set(schema, "x-kubernetes-list-type", json!(word)),
             ("map", keys) => {
                 set(schema, "x-kubernetes-list-type", json!("map"));
-                set(schema, "x-kubernetes-list-map-keys", json!(keys.split(',').collect::<Vec<_>>()));
+                set(
+                    schema,
+                    "x-kubernetes-list-map-keys",
+                    json!(keys.split(',').collect::<Vec<_>>()),
+                );
             }
             ("keys", how) => set(schema, "x-kubernetes-map-type", json!(how)),
             ("patch", how) => {

@@ -3,13 +3,16 @@
 pub mod conversion;
 pub mod defaults;
 pub mod discovery;
+pub mod fields;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod patch;
 pub mod quantity;
+pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod strategic;
 pub mod strategy;
 pub mod table;
 pub mod validation;
-pub mod schema;

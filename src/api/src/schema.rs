@@ -185,13 +185,20 @@ impl Schema {
 
     /// The name of the definition of a kind.
     pub fn definition_of(&self, group: &str, version: &str, kind: &str) -> Option<&str> {
-        let gvk = Gvk { group: group.into(), version: version.into(), kind: kind.into() };
+        let gvk = Gvk {
+            group: group.into(),
+            version: version.into(),
+            kind: kind.into(),
+        };
         self.kinds.get(&gvk).map(|name| &**name)
     }
 
     /// The type of a definition.
     pub fn definition(&self, name: &str) -> Option<View<'_>> {
-        self.definitions.get(name).map(|id| View { schema: self, id: *id })
+        self.definitions.get(name).map(|id| View {
+            schema: self,
+            id: *id,
+        })
     }
 
     /// Names of all definitions, sorted.
@@ -201,7 +208,10 @@ impl Schema {
 
     /// The type of the objects that a schema of one custom resource describes.
     pub fn root(&self) -> View<'_> {
-        View { schema: self, id: self.root }
+        View {
+            schema: self,
+            id: self.root,
+        }
     }
 
     /// The schema of a custom resource from its `openAPIV3Schema`, with the metadata of all objects.
@@ -244,7 +254,10 @@ impl<'a> View<'a> {
 
     /// Follows a reference of this type's shape.
     pub fn at(self, target: NodeRef) -> View<'a> {
-        View { schema: self.schema, id: target.0 }
+        View {
+            schema: self.schema,
+            id: target.0,
+        }
     }
 
     /// The struct behind this type, when it is one.
@@ -263,7 +276,10 @@ impl<'a> View<'a> {
 
     /// The type of a field.
     pub fn of(self, field: &Field) -> View<'a> {
-        View { schema: self.schema, id: field.node }
+        View {
+            schema: self.schema,
+            id: field.node,
+        }
     }
 
     /// The type of what lies under a key: a field of a struct, a value of a map, or unknown.
@@ -326,7 +342,10 @@ pub fn granular() -> View<'static> {
 impl Struct {
     /// A named field.
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|field| (*field.name).cmp(name)).ok().map(|at| &self.fields[at])
+        self.fields
+            .binary_search_by(|field| (*field.name).cmp(name))
+            .ok()
+            .map(|at| &self.fields[at])
     }
 
     /// The last part of the definition's name: `PodSpec`.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{
-    Field, Gvk, ListKey, ListKind, Node, NodeId, NodeRef, OBJECT_META, PatchStrategy, Scalar, Schema, Shape, Struct,
+    Field, Gvk, ListKey, ListKind, Node, NodeId, NodeRef, OBJECT_META, PatchStrategy, Scalar, Schema, Shape,
+    Struct,
 };
 
 /// Deeper schemas are refused: each level costs stack in everything that walks one.
@@ -38,7 +39,10 @@ pub enum SchemaError {
 
 /// All built-in types.
 pub(super) fn builtin(definitions: &Map<String, Value>) -> Result<Schema, SchemaError> {
-    let mut parser = Parser { typed: true, ..Parser::default() };
+    let mut parser = Parser {
+        typed: true,
+        ..Parser::default()
+    };
     for (index, name) in definitions.keys().enumerate() {
         parser.nodes.push(Node::any(false));
         parser.definitions.insert(name.as_str().into(), index as NodeId);
@@ -48,10 +52,18 @@ pub(super) fn builtin(definitions: &Map<String, Value>) -> Result<Schema, Schema
         parser.nodes[index] = node;
     }
     for (node, target, atomic) in std::mem::take(&mut parser.overrides) {
-        parser.nodes[node as usize] = Node { atomic, ..parser.nodes[target as usize].clone() };
+        parser.nodes[node as usize] = Node {
+            atomic,
+            ..parser.nodes[target as usize].clone()
+        };
     }
     let kinds = kinds(definitions);
-    let mut schema = Schema { nodes: parser.nodes, definitions: parser.definitions, kinds, root: 0 };
+    let mut schema = Schema {
+        nodes: parser.nodes,
+        definitions: parser.definitions,
+        kinds,
+        root: 0,
+    };
     resolve_list_keys(&mut schema);
     Ok(schema)
 }
@@ -59,10 +71,19 @@ pub(super) fn builtin(definitions: &Map<String, Value>) -> Result<Schema, Schema
 fn kinds(definitions: &Map<String, Value>) -> HashMap<Gvk, Box<str>> {
     let mut kinds = HashMap::new();
     for (name, definition) in definitions {
-        for gvk in definition.get("x-kubernetes-group-version-kind").and_then(Value::as_array).into_iter().flatten() {
+        for gvk in definition
+            .get("x-kubernetes-group-version-kind")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
             let text = |key: &str| gvk.get(key).and_then(Value::as_str).unwrap_or_default().into();
             kinds.insert(
-                Gvk { group: text("group"), version: text("version"), kind: text("kind") },
+                Gvk {
+                    group: text("group"),
+                    version: text("version"),
+                    kind: text("kind"),
+                },
                 name.as_str().into(),
             );
         }
@@ -76,13 +97,21 @@ pub(super) fn custom(schema: &Value) -> Result<Schema, SchemaError> {
     let mut root = parser.node(schema, "", "openAPIV3Schema", 0)?;
     let mut fields = match root.shape {
         Shape::Struct(fields) => Arc::try_unwrap(fields).unwrap_or_default(),
-        Shape::Map(_) | Shape::Any { .. } => Struct { open: true, ..Struct::default() },
+        Shape::Map(_) | Shape::Any { .. } => Struct {
+            open: true,
+            ..Struct::default()
+        },
         _ => return Err(SchemaError::NotAnObject("openAPIV3Schema".into())),
     };
     parser.add_object_fields(&mut fields);
     root.shape = Shape::Struct(Arc::new(fields));
     let id = parser.push(root)?;
-    let mut schema = Schema { nodes: parser.nodes, definitions: BTreeMap::new(), kinds: HashMap::new(), root: id };
+    let mut schema = Schema {
+        nodes: parser.nodes,
+        definitions: BTreeMap::new(),
+        kinds: HashMap::new(),
+        root: id,
+    };
     resolve_list_keys(&mut schema);
     Ok(schema)
 }
@@ -90,15 +119,24 @@ pub(super) fn custom(schema: &Value) -> Result<Schema, SchemaError> {
 /// The defaults of list keys stand on the item's fields, which may come later than the list.
 fn resolve_list_keys(schema: &mut Schema) {
     for index in 0..schema.nodes.len() {
-        let Shape::List(items, ListKind::Map(keys)) = &schema.nodes[index].shape else { continue };
-        let Shape::Struct(item) = &schema.nodes[items.0 as usize].shape else { continue };
+        let Shape::List(items, ListKind::Map(keys)) = &schema.nodes[index].shape else {
+            continue;
+        };
+        let Shape::Struct(item) = &schema.nodes[items.0 as usize].shape else {
+            continue;
+        };
         let keys = keys
             .iter()
             .map(|key| {
                 let field = item.field(&key.name);
                 // An optional key without a default counts as absent, a required one must be there.
-                let default = field.filter(|field| !field.required).and_then(|field| field.default.clone());
-                ListKey { name: key.name.clone(), default }
+                let default = field
+                    .filter(|field| !field.required)
+                    .and_then(|field| field.default.clone());
+                ListKey {
+                    name: key.name.clone(),
+                    default,
+                }
             })
             .collect();
         let items = *items;
@@ -112,7 +150,11 @@ impl Node {
     }
 
     fn of(shape: Shape) -> Node {
-        Node { shape, atomic: false, nullable: false }
+        Node {
+            shape,
+            atomic: false,
+            nullable: false,
+        }
     }
 }
 
@@ -148,10 +190,10 @@ impl Parser {
         };
         let text = |key: &str| schema.get(key).and_then(Value::as_str);
         let flag = |key: &str| schema.get(key).and_then(Value::as_bool).unwrap_or(false);
-        let shape = if flag("x-kubernetes-int-or-string") {
-            Shape::Scalar(Scalar::IntOrString)
-        } else if let Some(scalar) = named_scalar(name) {
+        let shape = if let Some(scalar) = named_scalar(name) {
             Shape::Scalar(scalar)
+        } else if flag("x-kubernetes-int-or-string") {
+            Shape::Scalar(Scalar::IntOrString)
         } else {
             match text("type") {
                 Some("object") => self.object(schema, name, path, depth)?,
@@ -160,7 +202,9 @@ impl Parser {
                     let items = self.reference(items, &format!("{path}[]"), depth)?;
                     Shape::List(NodeRef(items), list_kind(schema))
                 }
-                Some("string") if self.typed && text("format") == Some("byte") => Shape::Scalar(Scalar::Bytes),
+                Some("string") if self.typed && text("format") == Some("byte") => {
+                    Shape::Scalar(Scalar::Bytes)
+                }
                 Some("string") => Shape::Scalar(Scalar::String),
                 Some("boolean") => Shape::Scalar(Scalar::Boolean),
                 Some("integer") if text("format") == Some("int32") => Shape::Scalar(Scalar::Int32),
@@ -168,10 +212,16 @@ impl Parser {
                 Some("number") => Shape::Scalar(Scalar::Number),
                 _ if schema.contains_key("properties") => self.object(schema, name, path, depth)?,
                 // A built-in type without a type is any JSON, owned as a whole.
-                _ => Shape::Any { granular: !self.typed },
+                _ => Shape::Any {
+                    granular: !self.typed,
+                },
             }
         };
-        Ok(Node { shape, atomic: text("x-kubernetes-map-type") == Some("atomic"), nullable: flag("nullable") })
+        Ok(Node {
+            shape,
+            atomic: text("x-kubernetes-map-type") == Some("atomic"),
+            nullable: flag("nullable"),
+        })
     }
 
     fn object(
@@ -192,21 +242,36 @@ impl Parser {
                 }
             }
             if preserve && !embedded {
-                return Ok(Shape::Any { granular: !self.typed });
+                return Ok(Shape::Any {
+                    granular: !self.typed,
+                });
             }
-            let mut fields = Struct { name: name.into(), typed: self.typed, open: preserve, ..Struct::default() };
+            let mut fields = Struct {
+                name: name.into(),
+                typed: self.typed,
+                open: preserve,
+                ..Struct::default()
+            };
             if embedded {
                 self.add_object_fields(&mut fields);
             }
             return Ok(Shape::Struct(Arc::new(fields)));
         };
-        let required: Vec<&str> =
-            schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let required: Vec<&str> = schema
+            .get("required")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         let mut fields = Vec::with_capacity(properties.len());
         for (field, property) in properties {
             let node = self.reference(property, &format!("{path}.{field}"), depth)?;
             let required = required.contains(&field.as_str());
-            let default = property.get("default").cloned().or_else(|| self.implied_default(field, property, required));
+            let default = property
+                .get("default")
+                .cloned()
+                .or_else(|| self.implied_default(field, property, required));
             fields.push(Field {
                 name: field.as_str().into(),
                 node,
@@ -216,7 +281,12 @@ impl Parser {
             });
         }
         fields.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut fields = Struct { name: name.into(), fields, open: preserve, typed: self.typed };
+        let mut fields = Struct {
+            name: name.into(),
+            fields,
+            open: preserve,
+            typed: self.typed,
+        };
         if embedded {
             self.add_object_fields(&mut fields);
         }
@@ -243,9 +313,14 @@ impl Parser {
     fn reference(&mut self, schema: &Value, path: &str, depth: usize) -> Result<NodeId, SchemaError> {
         if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
             let Some(id) = self.definitions.get(target).copied() else {
-                return Err(SchemaError::UnknownReference { path: path.into(), target: target.into() });
+                return Err(SchemaError::UnknownReference {
+                    path: path.into(),
+                    target: target.into(),
+                });
             };
-            let Some(how) = schema.get("x-kubernetes-map-type").and_then(Value::as_str) else { return Ok(id) };
+            let Some(how) = schema.get("x-kubernetes-map-type").and_then(Value::as_str) else {
+                return Ok(id);
+            };
             let node = self.push(Node::any(false))?;
             self.overrides.push((node, id, how == "atomic"));
             return Ok(node);
@@ -292,7 +367,10 @@ impl Parser {
                 let copied = fields
                     .fields
                     .iter()
-                    .map(|field| Field { node: self.import(from, field.node, done), ..field.clone() })
+                    .map(|field| Field {
+                        node: self.import(from, field.node, done),
+                        ..field.clone()
+                    })
                     .collect();
                 Shape::Struct(Arc::new(Struct {
                     name: fields.name.clone(),
@@ -306,7 +384,10 @@ impl Parser {
             Shape::Any { granular } => Shape::Any { granular: *granular },
             Shape::Scalar(scalar) => Shape::Scalar(*scalar),
         };
-        self.nodes[copy as usize] = Node { shape, ..source.clone() };
+        self.nodes[copy as usize] = Node {
+            shape,
+            ..source.clone()
+        };
         copy
     }
 }
@@ -326,12 +407,23 @@ fn list_kind(schema: &Map<String, Value>) -> ListKind {
     match schema.get("x-kubernetes-list-type").and_then(Value::as_str) {
         Some("set") => ListKind::Set,
         Some("map") => {
-            let keys = schema.get("x-kubernetes-list-map-keys").and_then(Value::as_array).into_iter().flatten();
+            let keys = schema
+                .get("x-kubernetes-list-map-keys")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten();
             let keys: Vec<ListKey> = keys
                 .filter_map(Value::as_str)
-                .map(|name| ListKey { name: name.into(), default: None })
+                .map(|name| ListKey {
+                    name: name.into(),
+                    default: None,
+                })
                 .collect();
-            if keys.is_empty() { ListKind::Atomic } else { ListKind::Map(keys) }
+            if keys.is_empty() {
+                ListKind::Atomic
+            } else {
+                ListKind::Map(keys)
+            }
         }
         _ => ListKind::Atomic,
     }

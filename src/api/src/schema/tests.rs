@@ -3,12 +3,16 @@ use serde_json::json;
 use super::*;
 
 fn pod() -> View<'static> {
-    Schema::builtin().kind("", "v1", "Pod").expect("pods are built in")
+    Schema::builtin()
+        .kind("", "v1", "Pod")
+        .expect("pods are built in")
 }
 
 #[test]
 fn kinds_and_fields_are_found() {
-    let deployment = Schema::builtin().kind("apps", "v1", "Deployment").expect("deployments are built in");
+    let deployment = Schema::builtin()
+        .kind("apps", "v1", "Deployment")
+        .expect("deployments are built in");
     let replicas = deployment.descend(&["spec", "replicas"]).expect("replicas");
     assert!(matches!(replicas.shape(), Shape::Scalar(Scalar::Int32)));
     assert_eq!(deployment.type_name(), "v1.Deployment");
@@ -22,11 +26,24 @@ fn list_and_patch_facts_are_there() {
     let spec = pod().descend(&["spec"]).expect("spec");
     let (field, containers) = spec.field("containers").expect("containers");
     assert_eq!(field.patch.merge_key.as_deref(), Some("name"));
-    let Shape::List(_, ListKind::Map(keys)) = containers.shape() else { panic!("{:?}", containers.shape()) };
+    let Shape::List(_, ListKind::Map(keys)) = containers.shape() else {
+        panic!("{:?}", containers.shape())
+    };
     assert_eq!(&*keys[0].name, "name");
-    let ports = containers.items().and_then(|item| item.descend(&["ports"])).expect("ports");
-    let Shape::List(_, ListKind::Map(keys)) = ports.shape() else { panic!("{:?}", ports.shape()) };
-    assert_eq!(keys[1], ListKey { name: "protocol".into(), default: Some(json!("TCP")) });
+    let ports = containers
+        .items()
+        .and_then(|item| item.descend(&["ports"]))
+        .expect("ports");
+    let Shape::List(_, ListKind::Map(keys)) = ports.shape() else {
+        panic!("{:?}", ports.shape())
+    };
+    assert_eq!(
+        keys[1],
+        ListKey {
+            name: "protocol".into(),
+            default: Some(json!("TCP"))
+        }
+    );
     assert!(spec.descend(&["nodeSelector"]).expect("nodeSelector").is_atomic());
     let (field, _) = spec.field("volumes").expect("volumes");
     assert!(field.patch.retain_keys && field.patch.merge);
@@ -36,13 +53,26 @@ fn list_and_patch_facts_are_there() {
 fn a_field_overrides_what_its_type_says() {
     let schema = Schema::builtin();
     let volume = schema.kind("", "v1", "PersistentVolume").expect("built in");
-    assert!(!volume.descend(&["spec", "claimRef"]).expect("claimRef").is_atomic());
-    assert!(schema.definition("io.k8s.api.core.v1.ObjectReference").expect("defined").is_atomic());
+    assert!(
+        !volume
+            .descend(&["spec", "claimRef"])
+            .expect("claimRef")
+            .is_atomic()
+    );
+    assert!(
+        schema
+            .definition("io.k8s.api.core.v1.ObjectReference")
+            .expect("defined")
+            .is_atomic()
+    );
 }
 
 #[test]
 fn the_zero_value_holds_structs_and_required_fields() {
-    assert_eq!(zero_value(pod()), json!({ "metadata": {}, "spec": { "containers": null }, "status": {} }));
+    assert_eq!(
+        zero_value(pod()),
+        json!({ "metadata": {}, "spec": { "containers": null }, "status": {} })
+    );
 }
 
 #[test]
@@ -69,7 +99,10 @@ fn custom_schemas_have_object_fields_and_defaults() {
         }
     }))
     .expect("a valid schema");
-    let labels = schema.root().descend(&["metadata", "labels"]).expect("metadata is known");
+    let labels = schema
+        .root()
+        .descend(&["metadata", "labels"])
+        .expect("metadata is known");
     assert!(matches!(labels.shape(), Shape::Map(_)));
     assert!(schema.root().descend(&["spec", "free", "anything"]).is_some());
     assert!(schema.root().descend(&["spec", "fred"]).is_none());
@@ -82,7 +115,11 @@ fn custom_schemas_have_object_fields_and_defaults() {
 fn descriptions_are_separate() {
     let texts = descriptions();
     assert!(texts["io.k8s.api.core.v1.PodSpec"].1["containers"].contains("containers"));
-    assert!(structure()["io.k8s.api.core.v1.PodSpec"].get("description").is_none());
+    assert!(
+        structure()["io.k8s.api.core.v1.PodSpec"]
+            .get("description")
+            .is_none()
+    );
 }
 
 #[test]

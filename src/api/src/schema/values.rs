@@ -71,10 +71,12 @@ fn fill(view: View<'_>, value: &mut Value, depth: usize) {
             }
         }
         (Shape::Map(values), Value::Object(map)) => {
-            map.values_mut().for_each(|inner| fill(view.at(*values), inner, depth + 1));
+            map.values_mut()
+                .for_each(|inner| fill(view.at(*values), inner, depth + 1));
         }
         (Shape::List(items, _), Value::Array(list)) => {
-            list.iter_mut().for_each(|inner| fill(view.at(*items), inner, depth + 1));
+            list.iter_mut()
+                .for_each(|inner| fill(view.at(*items), inner, depth + 1));
         }
         _ => {}
     }
@@ -109,10 +111,12 @@ fn default(view: View<'_>, value: &mut Value, depth: usize) {
             }
         }
         (Shape::Map(values), Value::Object(map)) => {
-            map.values_mut().for_each(|inner| default(view.at(*values), inner, depth + 1));
+            map.values_mut()
+                .for_each(|inner| default(view.at(*values), inner, depth + 1));
         }
         (Shape::List(items, _), Value::Array(list)) => {
-            list.iter_mut().for_each(|inner| default(view.at(*items), inner, depth + 1));
+            list.iter_mut()
+                .for_each(|inner| default(view.at(*items), inner, depth + 1));
         }
         _ => {}
     }
