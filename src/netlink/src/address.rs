@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use rtnetlink::AddressMessageBuilder;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 
 use crate::error::gone_is_fine;
 use crate::{Error, Netlink};
@@ -75,6 +75,20 @@ impl Netlink {
     pub async fn add_address(&self, link: u32, net: IpNet) -> Result<(), Error> {
         self.ack(
             RouteNetlinkMessage::NewAddress(build(link, net)),
+            NLM_F_CREATE | NLM_F_REPLACE,
+            || format!("add address {net} to interface {link}"),
+        )
+        .await
+    }
+
+    /// Adds an address without the route to its network that the kernel would make for it.
+    pub async fn add_address_without_route(&self, link: u32, net: IpNet) -> Result<(), Error> {
+        let mut message = build(link, net);
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+        self.ack(
+            RouteNetlinkMessage::NewAddress(message),
             NLM_F_CREATE | NLM_F_REPLACE,
             || format!("add address {net} to interface {link}"),
         )

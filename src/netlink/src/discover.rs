@@ -157,6 +157,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::type_complexity)]
     fn the_table() {
         let links = [
             link(1, "lo", None),
@@ -224,7 +225,7 @@ mod tests {
             (
                 "bare interface",
                 by_link("wlan0"),
-                &[lo.clone()],
+                std::slice::from_ref(&lo),
                 &[],
                 Err("wlan0 has no global"),
             ),
@@ -273,7 +274,7 @@ mod tests {
             (
                 "loopback only",
                 none.clone(),
-                &[lo.clone()],
+                std::slice::from_ref(&lo),
                 &[],
                 Ok("127.0.0.1 lo"),
             ),

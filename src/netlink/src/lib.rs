@@ -32,7 +32,7 @@ pub use connection::Netlink;
 pub use discover::{NodeAddress, NodeAddressQuery, choose_node_address};
 pub use error::Error;
 pub use link::{BridgeSpec, Link, VethSpec, VxlanInfo, VxlanSpec};
-pub use mac::MacAddr;
+pub use mac::{MacAddr, ParseMacError, stable_hash};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::NetNs;
 pub use route::{PROTOCOL_KERNEL, Route};

@@ -4,6 +4,13 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+/// A hash of a text that never changes between machines, versions and runs (FNV-1a). For names, not for secrets.
+pub fn stable_hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 /// An Ethernet (MAC) address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr(pub [u8; 6]);
@@ -12,10 +19,7 @@ impl MacAddr {
     /// A locally administered unicast address that is the same for the same seed on every machine and after every
     /// reboot. Peers keep their entries for a node that comes back.
     pub fn derived(seed: &str) -> Self {
-        // FNV-1a: no secrets here, only an even spread over 46 bits.
-        let hash = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = stable_hash(seed);
         let folded = hash ^ (hash >> 48);
         let bytes = folded.to_be_bytes();
         Self([
