@@ -43,3 +43,6 @@ pub use types::{
     CommitError, Durability, Entry, Event, Gone, MAX_KEY_BYTES, MAX_OPS, MAX_VALUE_BYTES, Op, OpenError,
     Precondition, Txn, Value,
 };
+
+#[cfg(test)]
+mod tests;
