@@ -5,6 +5,7 @@
 
 pub mod events;
 pub mod informer;
+pub mod labels;
 pub mod queue;
 
 pub use events::Recorder;

@@ -19,9 +19,10 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Resource};
 use serde_json::json;
 use skiff_client::informer::key_of;
+use skiff_client::labels::selects;
 use skiff_client::{Informer, WorkQueue};
 
-use crate::objects::{controller_of, is_finished, selects, template_hash};
+use crate::objects::{controller_of, is_finished, template_hash};
 use crate::{Context, Error, Outcome, is_conflict, is_gone};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";

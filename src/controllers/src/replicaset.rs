@@ -10,10 +10,11 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Resource};
 use serde_json::json;
 use skiff_client::informer::key_of;
+use skiff_client::labels::selects;
 use skiff_client::{Change, Informer, WorkQueue};
 
 use crate::expectations::Expectations;
-use crate::objects::{controller_of, generated_name, is_finished, is_ready, phase, ready_since, selects};
+use crate::objects::{controller_of, generated_name, is_finished, is_ready, phase, ready_since};
 use crate::{Context, Error, Outcome, is_conflict, is_gone};
 
 /// Pods created or deleted in one go, as in Kubernetes; the rest follows when
