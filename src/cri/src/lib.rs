@@ -3,6 +3,7 @@
 //! [`runtime::Runtime`] is the contract, [`containerd`] keeps it with containerd and runc,
 //! [`fake`] keeps it in memory for tests of the components above.
 
+pub mod containerd;
 pub mod fake;
 pub mod reference;
 pub mod runtime;
