@@ -27,7 +27,7 @@ use crate::Error;
 use crate::change::{Patch, build};
 use crate::hooks::{Hook, Owner};
 use crate::message::{Op, encode};
-use crate::model::{Chain, Element, Family, Key, Name, Rule, Ruleset, SetType};
+use crate::model::{Chain, Element, Family, Key, Name, Rule, Ruleset, SetType, Statement, Verdict};
 use crate::socket::Socket;
 
 /// Longest name of a chain or set; keeps element messages small (the kernel allows 255).
@@ -297,7 +297,12 @@ impl Section {
     pub fn edit(&self, change: impl FnOnce(&mut Edit)) -> Result<Applied, Error> {
         let mut edit = Edit::default();
         change(&mut edit);
-        let patch = edit.patch;
+        self.apply(&edit)
+    }
+
+    /// Applies collected changes in one transaction.
+    pub fn apply(&self, edit: &Edit) -> Result<Applied, Error> {
+        let Edit { patch, hooks } = edit.clone();
         for name in patch
             .chains
             .keys()
@@ -312,16 +317,7 @@ impl Section {
                 return Err(Error::NoSuchSet(name.to_string()));
             }
         }
-        let hooks = (!edit.hooks.is_empty()).then(|| {
-            let mut hooks = state.hooks.clone();
-            for (hook, chain) in edit.hooks {
-                match chain {
-                    Some(chain) => hooks.insert((hook, self.owner), chain),
-                    None => hooks.remove(&(hook, self.owner)),
-                };
-            }
-            hooks
-        });
+        let hooks = (!hooks.is_empty()).then(|| merge(state.hooks.clone(), hooks, self.owner));
         self.commit(&mut state, patch, hooks)
     }
 
@@ -340,8 +336,22 @@ impl Section {
     }
 }
 
-/// Changes being collected for [`Section::edit`].
-#[derive(Debug, Default)]
+fn merge(
+    mut hooks: BTreeMap<(Hook, Owner), Name>,
+    changes: BTreeMap<Hook, Option<Name>>,
+    owner: Owner,
+) -> BTreeMap<(Hook, Owner), Name> {
+    for (hook, chain) in changes {
+        match chain {
+            Some(chain) => hooks.insert((hook, owner), chain),
+            None => hooks.remove(&(hook, owner)),
+        };
+    }
+    hooks
+}
+
+/// Changes collected for [`Section::edit`] and [`Section::apply`]. What is said last about a thing counts.
+#[derive(Debug, Default, Clone)]
 pub struct Edit {
     patch: Patch,
     hooks: BTreeMap<Hook, Option<Name>>,
@@ -394,5 +404,32 @@ impl Edit {
     /// Has a base chain no longer call the section.
     pub fn unhook(&mut self, hook: Hook) {
         self.hooks.insert(hook, None);
+    }
+
+    /// Whether nothing was changed.
+    pub fn is_empty(&self) -> bool {
+        let Patch {
+            chains,
+            sets,
+            elements,
+        } = &self.patch;
+        chains.is_empty() && sets.is_empty() && elements.is_empty() && self.hooks.is_empty()
+    }
+
+    /// Applies the changes to a ruleset that only `owner` writes, without a kernel (for tests with the tracer).
+    pub fn apply_to(&self, ruleset: &mut Ruleset, owner: Owner) {
+        let Edit { mut patch, hooks } = self.clone();
+        let mut calls = BTreeMap::new();
+        for hook in Hook::ALL {
+            let chain = ruleset
+                .chains
+                .get(hook.chain_name())
+                .and_then(|c| c.rules.first());
+            if let Some(Statement::Verdict(Verdict::Jump(chain))) = chain.and_then(|r| r.steps.first()) {
+                calls.insert((hook, owner), chain.clone());
+            }
+        }
+        base_chains(ruleset, &merge(calls, hooks, owner), &mut patch);
+        patch.apply(ruleset);
     }
 }

@@ -220,6 +220,6 @@ fn every_statement_is_listed_as_meant() {
     let count = |kind: &str| objects.iter().filter(|o| o.get(kind).is_some()).count();
     assert_eq!(
         (count("chain"), count("rule"), count("set"), count("map")),
-        (9, 18, 3, 2)
+        (9, 17, 3, 2)
     );
 }
