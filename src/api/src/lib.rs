@@ -1,5 +1,6 @@
 //! What a Kubernetes object is, without IO: kinds, schemas, defaults, validation, patches, printing.
 
+pub mod apply;
 pub mod conversion;
 pub mod defaults;
 pub mod discovery;

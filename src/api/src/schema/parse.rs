@@ -128,11 +128,7 @@ fn resolve_list_keys(schema: &mut Schema) {
         let keys = keys
             .iter()
             .map(|key| {
-                let field = item.field(&key.name);
-                // An optional key without a default counts as absent, a required one must be there.
-                let default = field
-                    .filter(|field| !field.required)
-                    .and_then(|field| field.default.clone());
+                let default = item.field(&key.name).and_then(|field| field.default.clone());
                 ListKey {
                     name: key.name.clone(),
                     default,
