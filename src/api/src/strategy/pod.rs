@@ -6,6 +6,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 pub(super) fn on_create(pod: &mut Value) {
+    // Admission may have chosen the account after the defaults were set.
+    if let Some(spec) = pod.get_mut("spec") {
+        crate::defaults::service_account(spec);
+    }
     let mut status = json!({"phase": "Pending", "qosClass": qos_class(pod)});
     if !meta::list_at(pod, "spec.schedulingGates").is_empty() {
         status["conditions"] = json!([{
