@@ -16,7 +16,7 @@ use crate::der;
 use crate::error::PkiError;
 use crate::files;
 use crate::identity::{CertificateInfo, Identity, first_certificate};
-use crate::token::random_bytes;
+use crate::token::{hex, random_bytes};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const CA_LIFETIME: Duration = Duration::from_secs(3_650 * 86_400);
@@ -229,7 +229,10 @@ fn ca_params(common_name: &str, now: SystemTime) -> Result<CertificateParams, Pk
     let not_before = (SystemTime::UNIX_EPOCH + CLOCK_FLOOR).min(now - DAY.min(since_epoch(now)));
     let mut params = blank_params()?;
     set_validity(&mut params, not_before, not_after);
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    // Every cluster's authority has a name of its own: an issuer is looked up by name, and a stranger's
+    // certificate is to be told "unknown authority" and not "bad signature".
+    let own = format!("{common_name}-{}", hex(&random_bytes::<4>()?));
+    params.distinguished_name.push(DnType::CommonName, own);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,

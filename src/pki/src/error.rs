@@ -144,7 +144,7 @@ fn explain_tls(error: &rustls::Error) -> Option<String> {
         Tls::InvalidCertificate(CertificateError::NotValidYet | CertificateError::Expired) => {
             "the server's certificate is not valid at this time: check the clocks of both machines".into()
         }
-        Tls::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        Tls::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "the server's certificate is from another certificate authority: is this the right server?".into()
         }
         Tls::InvalidCertificate(CertificateError::Other(other)) => match other.0.downcast_ref::<PkiError>() {

@@ -45,7 +45,6 @@ pub struct Options {
     pub checkpoint_bytes: u64,
     /// Open with what is readable when acknowledged data is damaged.
     pub salvage: bool,
-    pub(crate) hook: Option<Hook>,
 }
 
 impl Default for Options {
@@ -59,7 +58,6 @@ impl Default for Options {
             segment_bytes: 4 << 20,
             checkpoint_bytes: 16 << 20,
             salvage: false,
-            hook: None,
         }
     }
 }
@@ -124,6 +122,10 @@ impl Sink for Rebuild<'_> {
 impl Store {
     /// Opens or creates the store in `dir`. Blocks: it reads the whole state.
     pub fn open(dir: &Path, options: Options) -> Result<Self, OpenError> {
+        Self::open_hooked(dir, options, None)
+    }
+
+    pub(crate) fn open_hooked(dir: &Path, options: Options, hook: Option<Hook>) -> Result<Self, OpenError> {
         let begin = options.clock.monotonic();
         disk::private_dir(dir)?;
         let lock = disk::lock(dir)?;
@@ -172,7 +174,7 @@ impl Store {
             segments = replayed.closed.len(), cut_bytes = replayed.cut_bytes,
             took = ?(options.clock.monotonic() - begin), "store open"
         );
-        let log = replayed.into_log(log_dir.clone(), options.hook.clone());
+        let log = replayed.into_log(log_dir.clone(), hook);
         let disk = Disk {
             dir: dir.to_owned(),
             log_dir,

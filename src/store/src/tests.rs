@@ -57,11 +57,10 @@ impl Fake {
 }
 
 /// Small limits, so that segments and checkpoints happen in a test.
-fn small(fake: &Arc<Fake>) -> Options {
+fn small() -> Options {
     Options {
         segment_bytes: 4_000,
         checkpoint_bytes: 12_000,
-        hook: Some(fake.hook()),
         ..Options::default()
     }
 }
@@ -240,7 +239,7 @@ async fn files_are_private() {
     }
     let dir = tempfile::tempdir().unwrap();
     let fake = Arc::new(Fake::default());
-    let store = Store::open(&dir.path().join("db"), small(&fake)).unwrap();
+    let store = Store::open_hooked(&dir.path().join("db"), small(), Some(fake.hook())).unwrap();
     for i in 0..200 {
         store
             .commit(Txn::put(format!("/k/{}", i % 10), vec![0; 500]))
@@ -259,14 +258,7 @@ async fn files_are_private() {
 async fn a_log_cut_anywhere_loses_only_what_was_cut() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Arc::new(Fake::default());
-    let store = Store::open(
-        dir.path(),
-        Options {
-            hook: Some(fake.hook()),
-            ..Options::default()
-        },
-    )
-    .unwrap();
+    let store = Store::open_hooked(dir.path(), Options::default(), Some(fake.hook())).unwrap();
     let mut acknowledged = vec![];
     for i in 0..6_usize {
         let revision = store
@@ -357,7 +349,7 @@ async fn damage_in_the_middle_is_an_error_and_can_be_salvaged() {
 async fn every_acknowledged_strict_commit_survives_a_power_cut() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Arc::new(Fake::default());
-    let store = Store::open(dir.path(), small(&fake)).unwrap();
+    let store = Store::open_hooked(dir.path(), small(), Some(fake.hook())).unwrap();
     for i in 0..120_usize {
         let durability = if i % 3 == 0 {
             Durability::Relaxed
@@ -450,10 +442,9 @@ async fn relaxed_writes_ride_with_the_next_strict_one_or_the_timer() {
     let fake = Arc::new(Fake::default());
     let options = Options {
         relaxed_delay: Duration::from_millis(50),
-        hook: Some(fake.hook()),
         ..Options::default()
     };
-    let store = Store::open(dir.path(), options).unwrap();
+    let store = Store::open_hooked(dir.path(), options, Some(fake.hook())).unwrap();
     store.commit(Txn::put("/strict", "x")).await.unwrap();
     let before = fake.syncs();
     for i in 0..20 {
@@ -493,14 +484,7 @@ async fn a_full_or_broken_disk_fails_writes_and_heals() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let fake = Arc::new(Fake::default());
-        let store = Store::open(
-            dir.path(),
-            Options {
-                hook: Some(fake.hook()),
-                ..Options::default()
-            },
-        )
-        .unwrap();
+        let store = Store::open_hooked(dir.path(), Options::default(), Some(fake.hook())).unwrap();
         if steps != [Step::Create] {
             store.commit(Txn::put("/before", "x")).await.unwrap();
         }
@@ -538,7 +522,7 @@ async fn a_full_or_broken_disk_fails_writes_and_heals() {
 async fn checkpoints_bound_the_log_and_an_interrupted_one_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Arc::new(Fake::default());
-    let store = Store::open(dir.path(), small(&fake)).unwrap();
+    let store = Store::open_hooked(dir.path(), small(), Some(fake.hook())).unwrap();
     for i in 0..600 {
         store
             .commit(Txn::put(format!("/k/{}", i % 20), vec![i as u8; 400]))
@@ -557,7 +541,7 @@ async fn checkpoints_bound_the_log_and_an_interrupted_one_does_no_harm() {
     let expected = contents(&store);
     store.close().await;
     fs::create_dir(dir.path().join("state-00000000000fffff.tmp")).unwrap();
-    let store = Store::open(dir.path(), small(&fake)).unwrap();
+    let store = Store::open_hooked(dir.path(), small(), Some(fake.hook())).unwrap();
     assert_eq!(contents(&store), expected);
     store.close().await;
     assert!(!dir.path().join("state-00000000000fffff.tmp").exists());
@@ -703,7 +687,7 @@ async fn run_model(steps: Vec<Step2>) {
     let root = tempfile::tempdir().unwrap();
     let fake = Arc::new(Fake::default());
     let mut dir = root.path().join("0");
-    let mut store = Store::open(&dir, small(&fake)).unwrap();
+    let mut store = Store::open_hooked(&dir, small(), Some(fake.hook())).unwrap();
     let (mut model, mut durable) = (Model::new(), Model::new());
     let (mut revision, mut highest) = (1, 1);
     for (i, step) in steps.into_iter().enumerate() {
@@ -763,7 +747,7 @@ async fn run_model(steps: Vec<Step2>) {
             }
             Step2::Reopen => {
                 store.close().await;
-                store = Store::open(&dir, small(&fake)).unwrap();
+                store = Store::open_hooked(&dir, small(), Some(fake.hook())).unwrap();
                 durable = model.clone();
                 assert_eq!(store.revision(), revision);
             }
@@ -774,7 +758,7 @@ async fn run_model(steps: Vec<Step2>) {
                 }
                 store.close().await;
                 dir = next;
-                store = Store::open(&dir, small(&fake)).unwrap();
+                store = Store::open_hooked(&dir, small(), Some(fake.hook())).unwrap();
                 assert!(store.revision() >= highest, "revisions never go back");
                 let got: Model = as_model(&store);
                 assert!(

@@ -424,10 +424,16 @@ impl Writer {
         if let Err(error) = self.append(None, revision, false) {
             tracing::warn!(%error, "the last relaxed store writes are lost");
         }
-        self.shared.ring.close();
         if let Some(disk) = self.disk.take() {
             drop(disk.lock);
         }
+    }
+}
+
+impl Drop for Writer {
+    /// However the writer ends, nobody waits for events that cannot come.
+    fn drop(&mut self) {
+        self.shared.ring.close();
     }
 }
 

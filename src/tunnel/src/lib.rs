@@ -26,6 +26,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub mod agent;
+mod cut;
 mod server;
 
 pub use agent::{LocalDialer, TargetDialer};

@@ -15,6 +15,7 @@ use skiff_base::lifecycle::Shutdown;
 use skiff_base::metrics::{self, Counter, Gauge};
 use tokio::sync::watch;
 
+use crate::cut::Cuttable;
 use crate::{
     BoxIo, CONNECT_PATH, CONNECTION_WINDOW, Io, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MAX_REASON_BYTES,
     PROTOCOL, SEND_BUFFER, STREAM_WINDOW, Target,
@@ -70,6 +71,10 @@ impl Registry {
     /// Serves a node's connection until it ends or a newer one of the same
     /// node takes its place.
     pub async fn register(&self, node: &str, io: impl Io) -> io::Result<()> {
+        // Everything of this connection ends with it: replaced, shut down or done.
+        let stop = self.0.shutdown.child();
+        let _stop = stop.token().clone().drop_guard();
+        let io = Cuttable::new(io, stop.token().clone());
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -81,7 +86,6 @@ impl Registry {
             .handshake(TokioIo::new(io))
             .await
             .map_err(io::Error::other)?;
-        let stop = self.0.shutdown.child();
         let id = self.insert(node, sender, stop.clone());
         // Also when this future is dropped half-way.
         let _remove = OnDrop(|| self.remove(node, id));
