@@ -18,6 +18,7 @@
 use std::io;
 
 mod change;
+pub mod guard;
 pub mod hooks;
 mod lower;
 mod message;
@@ -27,6 +28,7 @@ mod socket;
 pub mod table;
 pub mod trace;
 
+pub use guard::Guard;
 pub use hooks::{Hook, Owner};
 pub use lower::LowerError;
 pub use model::{

@@ -152,20 +152,30 @@ impl<'a> Tracer<'a> {
         walk.end(Fate::Accepted)
     }
 
-    /// Traces a connection that the node itself opens.
+    /// Traces a connection that the node itself opens. One to the node itself
+    /// comes back through the loopback link; translation is not done twice.
     pub fn leaving(&mut self, mut packet: Packet) -> Trace {
         packet.interface_in = None;
         let mut walk = Walk::new(packet);
-        let hooks = [
+        let out = [
             Hook::RawOutput,
             Hook::PreNatOutput,
             Hook::NatOutput,
             Hook::FilterOutput,
             Hook::NatPostrouting,
         ];
-        for hook in hooks {
+        let back = [Hook::Raw, Hook::PreNat, Hook::FilterInput];
+        for hook in out {
             if let Some(fate) = self.hook(hook, &mut walk) {
                 return walk.end(fate);
+            }
+        }
+        if self.is_local(walk.packet.destination) {
+            walk.packet.interface_in = Some("lo".into());
+            for hook in back {
+                if let Some(fate) = self.hook(hook, &mut walk) {
+                    return walk.end(fate);
+                }
             }
         }
         walk.end(Fate::Accepted)

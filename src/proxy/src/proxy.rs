@@ -16,7 +16,7 @@ use skiff_base::clock::{self, Clock};
 use skiff_base::lifecycle::Shutdown;
 use skiff_base::metrics;
 use skiff_client::informer::{Change, Changes, Informer, Informers, key_of};
-use skiff_nft::{Family, NftTable, Owner, Section};
+use skiff_nft::{Family, Guard, NftTable, Owner, Section};
 use tokio::time::Instant;
 
 use crate::ledger::Ledger;
@@ -96,6 +96,7 @@ impl Proxy {
         }
         let (mut services, mut slices) = (self.services.subscribe(), self.slices.subscribe());
         let mut state = State::new(&self);
+        let _guards = guards(&self.config.tables).await;
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         // Everything present goes into the first transaction; it is due even when there is nothing.
         let mut due = Some(Instant::now());
@@ -109,19 +110,12 @@ impl Proxy {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                change = services.next() => match change {
-                    Some(change) => state.service(&change),
-                    None => return,
-                },
-                change = slices.next() => match change {
-                    Some(change) => state.slice(&change),
-                    None => return,
-                },
                 () = wait => {
                     state.drain(&mut services, &mut slices);
                     let (returned, failed) = match tokio::task::spawn_blocking(move || state.apply()).await {
                         Ok(done) => done,
-                        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                        Err(_) => return, // the runtime is going down
                     };
                     state = returned;
                     due = failed.then(|| Instant::now() + backoff.next());
@@ -130,6 +124,14 @@ impl Proxy {
                     }
                     continue;
                 }
+                change = services.next() => match change {
+                    Some(change) => state.service(&change),
+                    None => return,
+                },
+                change = slices.next() => match change {
+                    Some(change) => state.slice(&change),
+                    None => return,
+                },
             }
             let soon = Instant::now() + COALESCE;
             due = Some(due.map_or(soon, |at| at.min(soon)));
@@ -280,6 +282,22 @@ impl FamilyState {
                 false
             }
         }
+    }
+}
+
+/// Has deleted tables put back. Without a guard the proxy still works, so a failure is only told.
+async fn guards(tables: &[NftTable]) -> Vec<Guard> {
+    let tables = tables.to_vec();
+    let started = tokio::task::spawn_blocking(move || {
+        tables.iter().map(NftTable::guard).collect::<Result<Vec<_>, _>>()
+    });
+    match started.await {
+        Ok(Ok(guards)) => guards,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "a deleted nftables table will only be noticed at the next change");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
     }
 }
 

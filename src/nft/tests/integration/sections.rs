@@ -125,6 +125,107 @@ fn a_table_flushed_by_somebody_else_is_written_again() {
 }
 
 #[test]
+fn a_guarded_table_comes_back_by_itself() {
+    in_namespace(|| {
+        let table = NftTable::open(Family::Ip, "skiff", &[]).unwrap();
+        let section = table.section(Owner::Proxy);
+        section
+            .replace(&content(&section, Hook::FilterForward, &[1]))
+            .unwrap();
+        let guard = table.guard().unwrap();
+        let before = listing();
+        run("nft", &["flush", "ruleset"]);
+        let back = (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            listing() == before
+        });
+        assert!(back, "{}", listing());
+        drop(guard);
+        run("nft", &["flush", "ruleset"]);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert_eq!(listing(), "", "nobody guards any more");
+    });
+}
+
+/// A chain with a jump to another, a set with members: what random histories are made of.
+fn random_content(section: &Section, wish: &(Vec<u8>, Vec<u8>, bool, bool)) -> Content {
+    let (members, targets, interval, hooked) = wish;
+    let mut content = Content::default();
+    let (set, map) = (section.name("set"), section.name("map"));
+    let kind = if *interval {
+        SetType::intervals([Type::Ipv4])
+    } else {
+        SetType::set([Type::Ipv4])
+    };
+    let mut addresses = Set::new(kind);
+    // Apart from each other, so that no two ranges touch.
+    addresses
+        .elements
+        .extend(members.iter().map(|m| (key(m % 100 * 2), Element::default())));
+    let mut verdicts = Set::new(SetType::verdicts([Type::Ipv4]));
+    for target in targets {
+        let chain = section.name(&format!("chain-{target}"));
+        verdicts
+            .elements
+            .insert(key(*target), Datum::Verdict(Verdict::Goto(chain.clone())).into());
+        let rules = vec![Rule::new().within(vec![Value::Ip4Source], &set).drop(); *target as usize % 3 + 1];
+        content.ruleset.chains.insert(chain, rules.into());
+    }
+    let main = section.name("main");
+    let rules = vec![Rule::new().vmap(vec![Value::Ip4Destination], &map)];
+    content.ruleset.chains.insert(main.clone(), rules.into());
+    content.ruleset.sets.extend([(set, addresses), (map, verdicts)]);
+    if *hooked {
+        content.hooks.insert(Hook::FilterForward, main);
+    }
+    content
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 25, ..Default::default() })]
+
+    /// Whatever the history, small changes lead to the same table as writing it at once.
+    #[test]
+    fn differences_add_up(wishes in proptest::collection::vec(
+        (
+            proptest::collection::vec(0u8..100, 0..8),
+            proptest::collection::vec(0u8..6, 0..5),
+            proptest::bool::ANY,
+            proptest::bool::weighted(0.8),
+        ),
+        1..7,
+    )) {
+        let (step_by_step, at_once) = in_namespace(move || {
+            let table = NftTable::open(Family::Ip, "skiff", &[]).unwrap();
+            let section = table.section(Owner::Policy);
+            for (i, wish) in wishes.iter().enumerate() {
+                let applied = section.replace(&random_content(&section, wish)).unwrap();
+                assert!(i == 0 || !applied.rebuilt, "step {i} was not accepted as a difference");
+            }
+            let step_by_step = listing();
+            let fresh = NftTable::open(Family::Ip, "skiff", &[]).unwrap();
+            let section = fresh.section(Owner::Policy);
+            section.replace(&random_content(&section, wishes.last().unwrap())).unwrap();
+            (sorted(&step_by_step), sorted(&listing()))
+        });
+        proptest::prop_assert_eq!(step_by_step, at_once);
+    }
+}
+
+/// A listing with the order of objects taken out: it is that of their creation.
+fn sorted(listing: &str) -> Vec<String> {
+    let mut objects: Vec<String> = listing
+        .split("\n\n")
+        .map(|o| o.trim_matches(['\n', '}', ' ']).to_owned())
+        .collect();
+    for object in &mut objects {
+        *object = object.replace("table ip skiff {\n", "");
+    }
+    objects.sort();
+    objects
+}
+
+#[test]
 fn a_refused_change_names_the_object_and_changes_nothing() {
     in_namespace(|| {
         let table = NftTable::open(Family::Ip, "skiff", &[]).unwrap();
