@@ -281,7 +281,7 @@ mod tests {
             (
                 "address on loopback",
                 none,
-                &[lo, address(1, "10.0.0.9/32")],
+                &[lo.clone(), address(1, "10.0.0.9/32")],
                 &[],
                 Ok("10.0.0.9 lo"),
             ),

@@ -222,6 +222,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::type_complexity)]
     fn addresses_go_round_and_rest_before_reuse() {
         // network, last, taken, expected
         let table: &[(&str, Option<&str>, &[&str], Option<&str>)] = &[

@@ -11,6 +11,9 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Net(#[from] skiff_netlink::Error),
+    /// The kernel's notifications ended.
+    #[error("the kernel's notifications about links and routes ended")]
+    WatchEnded,
     /// The API refused or is away.
     #[error("cannot update node {node}: {source}")]
     Api {

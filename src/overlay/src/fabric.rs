@@ -183,13 +183,13 @@ impl Fabric {
         Ok(entries)
     }
 
-    /// The steps that bring the kernel's entries in line with these peers.
-    pub(crate) async fn plan(&self, peers: &[Peer]) -> Result<Vec<Action>, Error> {
+    /// The steps that bring the kernel's entries in line with these peers, and the peers that cannot have any.
+    pub(crate) async fn plan(
+        &self,
+        peers: &[Peer],
+    ) -> Result<(Vec<Action>, Vec<(String, &'static str)>), Error> {
         let (goal, refused) = wanted(&self.local, peers);
-        for (name, reason) in refused {
-            tracing::warn!(node = %name, reason, "no way to the pods of this node");
-        }
-        Ok(plan(&goal, &self.observed().await?))
+        Ok((plan(&goal, &self.observed().await?), refused))
     }
 
     /// Carries the steps out; goes on after a failure, so that one bad peer does not keep the others away.

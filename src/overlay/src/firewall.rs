@@ -111,3 +111,56 @@ impl Firewall for TableFirewall {
             .map_err(Error::Firewall)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use skiff_nft::Ruleset;
+    use skiff_nft::trace::{Packet, Tracer};
+
+    use super::*;
+
+    /// The section with the base chain that calls it, as the table would have it.
+    fn ruleset(rules: &MasqueradeRules) -> Ruleset {
+        let chain: Arc<str> = "overlay-masquerade".into();
+        let content = content(&chain, rules);
+        let mut ruleset = content.ruleset;
+        for (hook, chain) in content.hooks {
+            let base = Chain {
+                attachment: Some(hook.attachment()),
+                rules: vec![Rule::new().jump(&chain)],
+            };
+            ruleset.chains.insert(hook.chain_name().into(), base);
+        }
+        ruleset
+    }
+
+    #[test]
+    fn only_what_leaves_the_cluster_is_translated() {
+        let ruleset = ruleset(&MasqueradeRules {
+            pod_cidrs: vec!["10.42.1.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
+            cluster_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
+            links: vec!["lo".into(), "skiff0".into(), "skiff.1".into()],
+        });
+        // source, destination, outgoing link, translated
+        let table = [
+            ("10.42.1.5", "192.0.2.9", "eth0", true),
+            ("10.42.1.1", "192.0.2.9", "eth0", true),
+            ("10.42.1.5", "10.42.2.7", "eth0", false),
+            ("10.42.1.5", "10.42.2.7", "skiff.1", false),
+            ("10.42.1.5", "192.0.2.9", "skiff0", false),
+            ("10.42.1.5", "224.0.0.251", "eth0", false),
+            ("10.42.2.5", "192.0.2.9", "eth0", false),
+            ("192.0.2.1", "192.0.2.9", "eth0", false),
+        ];
+        for (source, destination, link, translated) in table {
+            let mut packet = Packet::tcp(source.parse().unwrap(), destination.parse().unwrap(), 80);
+            packet.interface_out = Some(link.into());
+            let mut tracer = Tracer::new(Family::Ip, &ruleset, Vec::new(), |_| 0);
+            let trace = tracer.arriving(packet);
+            assert_eq!(
+                trace.masqueraded, translated,
+                "{source} -> {destination} by {link}"
+            );
+        }
+    }
+}

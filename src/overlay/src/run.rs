@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 use skiff_base::backoff::Backoff;
 use skiff_base::lifecycle::Shutdown;
+use skiff_base::metrics;
 use skiff_client::{Client, Informer, Informers};
 use skiff_netlink::{Changes, Netlink, NodeAddress, NodeAddressQuery, choose_node_address};
 use tokio::sync::watch;
@@ -50,6 +51,7 @@ pub struct Overlay {
     ready: watch::Sender<bool>,
     node_address: watch::Sender<Option<NodeAddress>>,
     saved: Mutex<Option<Known>>,
+    refused: Mutex<Vec<(String, &'static str)>>,
 }
 
 impl Overlay {
@@ -74,6 +76,7 @@ impl Overlay {
             ready: watch::Sender::new(false),
             node_address: watch::Sender::new(None),
             saved: Mutex::new(None),
+            refused: Mutex::default(),
         }
     }
 
@@ -129,7 +132,7 @@ impl Overlay {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 change = nodes.next() => if change.is_none() { return Ok(()) },
-                change = Changes::next(&mut kernel) => if change.is_none() { return Ok(()) },
+                change = Changes::next(&mut kernel) => if change.is_none() { return Err(Error::WatchEnded) },
                 () = timer => {}
             }
             tokio::time::sleep(SETTLE).await;
@@ -168,7 +171,8 @@ impl Overlay {
         });
         let mut collected = Collected::default();
         collected.add(self.masquerade(&known.pod_cidrs, &fabric));
-        let actions = fabric.plan(&known.peers).await?;
+        let (actions, refused) = fabric.plan(&known.peers).await?;
+        self.report_refused(refused);
         if !actions.is_empty() {
             tracing::info!(
                 steps = actions.len(),
@@ -177,11 +181,26 @@ impl Overlay {
             );
         }
         collected.add(fabric.apply(&actions).await);
+        metrics::global()
+            .gauge(
+                "skiff_overlay_peers",
+                "Other nodes whose pods this node has a way to.",
+            )
+            .set((known.peers.len() - self.refused.lock().len().min(known.peers.len())) as f64);
         let mac = fabric.vxlan.as_ref().and_then(|link| link.mac);
         self.set_up(fabric)?;
         collected.add(self.save(&known));
         collected.add(self.tell(&address, mac).await);
         collected.finish(|| "updating the pod network".into())
+    }
+
+    /// Logs why a peer cannot be reached, when that changes and not with every pass.
+    fn report_refused(&self, refused: Vec<(String, &'static str)>) {
+        let mut before = self.refused.lock();
+        for (name, reason) in refused.iter().filter(|item| !before.contains(item)) {
+            tracing::warn!(node = %name, reason, "no way to the pods of this node");
+        }
+        *before = refused;
     }
 
     async fn find_address(&self, netlink: &Netlink) -> Result<NodeAddress, Error> {

@@ -46,6 +46,10 @@ async fn pods_reach_each_other_across_nodes_with_their_own_addresses() {
         seen, a.ip,
         "traffic that leaves the cluster has the node's address"
     );
+    // An address the node answers itself, from a pod and from the node.
+    for (from, client) in [(a1.ip, &a1.ns), (ip("10.43.0.10"), &a.ns)] {
+        assert_eq!(exchange(client, from, &a.ns, ip("10.43.0.10")).await, from);
+    }
     // The node itself reaches pods on both nodes.
     for pod in [&a1, &b1] {
         let seen = exchange(&a.ns, ip("10.42.0.1"), &pod.ns, pod.ip).await;
