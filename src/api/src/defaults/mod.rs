@@ -123,7 +123,9 @@ fn run(book: &Book, steps: &[Step], action: &Action, here: &mut Value) {
         return;
     };
     let visit = |item: &mut Value| {
-        let fits = item.as_object().is_some_and(|o| step.tests.iter().all(|t| holds(t, o)));
+        let fits = item
+            .as_object()
+            .is_some_and(|o| step.tests.iter().all(|t| holds(t, o)));
         if fits {
             run(book, rest, action, item);
         }
