@@ -36,6 +36,16 @@ async fn pods_reach_each_other_across_nodes_with_their_own_addresses() {
         assert_eq!(seen, client.ip, "{} -> {}", client.ip, server.ip);
     }
     let inside = Netlink::open_in(&a1.ns).unwrap();
+    // Pods of one node go through the gateway too: no route to the network on the link itself.
+    let routes: Vec<String> = inside
+        .routes()
+        .await
+        .unwrap()
+        .iter()
+        .map(|r| r.destination.to_string())
+        .collect();
+    let ipv4: Vec<&String> = routes.iter().filter(|r| !r.contains(':')).collect();
+    assert_eq!(ipv4, ["0.0.0.0/0", "10.42.0.1/32"]);
     assert_eq!(inside.require_link("eth0").await.unwrap().mtu, 1450);
     let far = Netlink::open_in(&a.ns).unwrap();
     assert_eq!(far.require_link("skiff.1").await.unwrap().mtu, 1450);
@@ -153,6 +163,30 @@ async fn a_restart_changes_nothing_and_what_was_lost_comes_back() {
 }
 
 #[tokio::test]
+async fn a_node_that_gets_another_address_is_followed() {
+    let lab = Lab::new(Backend::Vxlan).await;
+    let (a, b) = (lab.node("a").await, lab.node("b").await);
+    let (one, two) = (
+        Pod::attach(&lab, &a, "one").await,
+        Pod::attach(&lab, &b, "two").await,
+    );
+    lab.peers_known(&[&a, &b]).await;
+    let netlink = Netlink::open_in(&a.ns).unwrap();
+    let eth0 = netlink.require_link("eth0").await.unwrap().index;
+    netlink
+        .ensure_addresses(eth0, &["192.0.2.77/24".parse().unwrap()])
+        .await
+        .unwrap();
+    eventually("the peer to know", async || {
+        let entries = b.entries().await;
+        entries.contains("192.0.2.77") && !entries.contains("192.0.2.1 ")
+    })
+    .await;
+    assert_eq!(exchange(&one.ns, one.ip, &two.ns, two.ip).await, one.ip);
+    assert_eq!(exchange(&two.ns, two.ip, &one.ns, one.ip).await, two.ip);
+}
+
+#[tokio::test]
 async fn attach_and_detach_leave_nothing() {
     let lab = Lab::new(Backend::Vxlan).await;
     let a = lab.node("a").await;
@@ -215,6 +249,20 @@ async fn host_gw_routes_without_a_tunnel() {
     let netlink = Netlink::open_in(&a.ns).unwrap();
     assert!(netlink.link("skiff.1").await.unwrap().is_none());
     assert_eq!(netlink.require_link("skiff0").await.unwrap().mtu, 1500);
+
+    // A pulled cable takes the routes along; they are back when it is.
+    let eth0 = netlink.require_link("eth0").await.unwrap().index;
+    netlink.set_up(eth0, false).await.unwrap();
+    eventually("the route to go", async || {
+        !a.entries().await.contains("10.42.1.0/24")
+    })
+    .await;
+    netlink.set_up(eth0, true).await.unwrap();
+    eventually("the route to return", async || {
+        a.entries().await.contains("10.42.1.0/24")
+    })
+    .await;
+    assert_eq!(exchange(&one.ns, one.ip, &two.ns, two.ip).await, one.ip);
 }
 
 #[tokio::test]
