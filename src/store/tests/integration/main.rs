@@ -17,12 +17,20 @@ fn child_dir() -> Option<PathBuf> {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 /// Small, so that segments and checkpoints are in the way of the kill.
 fn options() -> Options {
-    Options { segment_bytes: 64 << 10, checkpoint_bytes: 128 << 10, ..Options::default() }
+    Options {
+        segment_bytes: 64 << 10,
+        checkpoint_bytes: 128 << 10,
+        ..Options::default()
+    }
 }
 
 #[test]
@@ -35,7 +43,11 @@ fn kill_nine_in_a_storm_of_writes_loses_nothing_acknowledged() {
     let mut last_revision = 0;
     for round in 0..ROUNDS {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["kill_nine_in_a_storm_of_writes_loses_nothing_acknowledged", "--exact", "--nocapture"])
+            .args([
+                "kill_nine_in_a_storm_of_writes_loses_nothing_acknowledged",
+                "--exact",
+                "--nocapture",
+            ])
             .env(CHILD, dir.path())
             .stdout(Stdio::piped())
             .spawn()
@@ -46,8 +58,14 @@ fn kill_nine_in_a_storm_of_writes_loses_nothing_acknowledged() {
             let words: Vec<&str> = line.split(' ').collect();
             if let ["ack", key, revision] = words[..] {
                 let revision: u64 = revision.parse().unwrap();
-                assert!(revision > last_revision, "a revision of an earlier life is used again");
-                assert!(acknowledged.insert(key.to_owned(), revision).is_none(), "{key} is written once");
+                assert!(
+                    revision > last_revision,
+                    "a revision of an earlier life is used again"
+                );
+                assert!(
+                    acknowledged.insert(key.to_owned(), revision).is_none(),
+                    "{key} is written once"
+                );
                 count += 1;
                 if count == 300 + round * 37 {
                     child.kill().unwrap();
@@ -61,7 +79,9 @@ fn kill_nine_in_a_storm_of_writes_loses_nothing_acknowledged() {
         let store = Store::open(dir.path(), options()).unwrap();
         assert!(store.revision() >= last_revision);
         for (key, revision) in &acknowledged {
-            let entry = store.get(key).unwrap_or_else(|| panic!("{key} was acknowledged and is lost"));
+            let entry = store
+                .get(key)
+                .unwrap_or_else(|| panic!("{key} was acknowledged and is lost"));
             assert_eq!(entry.mod_revision, *revision);
             assert_eq!(entry.value, format!("{key} {revision}"));
         }
@@ -80,7 +100,10 @@ async fn storm(dir: &Path) {
             for i in 0.. {
                 let key = format!("/storm/{life}/{task}/{i}");
                 let text = format!("{key} ");
-                let value = skiff_store::Value { revision_at: Some(text.len()), bytes: text.into() };
+                let value = skiff_store::Value {
+                    revision_at: Some(text.len()),
+                    bytes: text.into(),
+                };
                 let revision = store.commit(Txn::put(key.clone(), value)).await.unwrap();
                 let line = format!("ack {key} {revision}\n");
                 if std::io::stdout().lock().write_all(line.as_bytes()).is_err() {
@@ -103,7 +126,11 @@ fn a_disk_that_is_really_full_refuses_writes_and_takes_them_again() {
     let status = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", &script])
         .arg(std::env::current_exe().unwrap())
-        .args(["a_disk_that_is_really_full_refuses_writes_and_takes_them_again", "--exact", "--nocapture"])
+        .args([
+            "a_disk_that_is_really_full_refuses_writes_and_takes_them_again",
+            "--exact",
+            "--nocapture",
+        ])
         .env(CHILD, dir.path())
         .status()
         .unwrap();
@@ -115,7 +142,10 @@ async fn fill(dir: &Path) {
     let store = Store::open(&db, options()).unwrap();
     let mut written = 0;
     let error = loop {
-        match store.commit(Txn::put(format!("/k/{written}"), vec![7; 10_000])).await {
+        match store
+            .commit(Txn::put(format!("/k/{written}"), vec![7; 10_000]))
+            .await
+        {
             Ok(_) => written += 1,
             Err(error) => break error,
         }
@@ -125,19 +155,35 @@ async fn fill(dir: &Path) {
     assert!(written > 10);
     let before = store.revision();
     for _ in 0..5 {
-        let error = store.commit(Txn::put("/more", vec![7; 200_000])).await.unwrap_err();
+        let error = store
+            .commit(Txn::put("/more", vec![7; 200_000]))
+            .await
+            .unwrap_err();
         assert!(matches!(error, CommitError::Full), "{error}");
     }
-    assert_eq!((store.snapshot().count("/k/"), store.revision()), (written, before));
+    assert_eq!(
+        (store.snapshot().count("/k/"), store.revision()),
+        (written, before)
+    );
 
-    let grown = Command::new("mount").args(["-o", "remount,size=16m"]).arg(dir).status().unwrap();
+    let grown = Command::new("mount")
+        .args(["-o", "remount,size=16m"])
+        .arg(dir)
+        .status()
+        .unwrap();
     assert!(grown.success());
     for i in 0..200 {
-        store.commit(Txn::put(format!("/after/{i}"), vec![7; 10_000])).await.unwrap();
+        store
+            .commit(Txn::put(format!("/after/{i}"), vec![7; 10_000]))
+            .await
+            .unwrap();
     }
     store.close().await;
     let store = Store::open(&db, options()).unwrap();
-    assert_eq!((store.snapshot().count("/k/"), store.snapshot().count("/after/")), (written, 200));
+    assert_eq!(
+        (store.snapshot().count("/k/"), store.snapshot().count("/after/")),
+        (written, 200)
+    );
     assert!(store.get("/more").is_none(), "a refused write does not come back");
     store.close().await;
 }
