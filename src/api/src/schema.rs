@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub use builtin::{Descriptions, Text, descriptions, structure};
+pub use builtin::{Descriptions, Text, descriptions, fingerprint, structure};
 pub use parse::SchemaError;
 pub use values::{apply_defaults, fill_values, zero_value};
 
