@@ -111,6 +111,8 @@ services! {
     diff: diff_client::DiffClient;
     /// Event stream.
     event_service: events_client::EventsClient;
+    /// containerd namespaces.
+    namespaces: namespaces_client::NamespacesClient;
     /// Version.
     version_service: version_client::VersionClient;
 }
@@ -213,6 +215,28 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Puts a request under the lease.
+    pub fn apply<T>(&self, request: &mut Request<T>) {
+        request
+            .metadata_mut()
+            .insert("containerd-lease", self.header.clone());
+    }
+
+    /// Holds something that exists already.
+    pub async fn hold(&self, resource: api::Resource) -> Result<(), CallError> {
+        let message = api::AddResourceRequest {
+            id: self.id.clone(),
+            resource: Some(resource),
+        };
+        let request = self.client.request(message);
+        self.client
+            .leases()
+            .add_resource(request)
+            .await
+            .map_err(call("hold a resource"))?;
+        Ok(())
+    }
+
     /// Ends the lease; what is not referred to by now may be collected.
     pub async fn end(self) {
         let request = self.client.request(api::DeleteRequest {

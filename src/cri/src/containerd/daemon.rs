@@ -225,13 +225,16 @@ impl Process {
                 Ok(status) => status.to_string(),
                 Err(error) => error.to_string(),
             },
-            Process::Found(_, pidfd) => match AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) {
-                Ok(pidfd) => {
-                    let _ = pidfd.readable().await;
-                    "gone".to_owned()
+            Process::Found(_, pidfd) => {
+                // SAFETY: an owned descriptor stays open and the same as long as it lives.
+                match unsafe { AsyncFd::register_with_interest(pidfd, tokio::io::Interest::READABLE) } {
+                    Ok(pidfd) => {
+                        let _ = pidfd.readable().await;
+                        "gone".to_owned()
+                    }
+                    Err(error) => error.to_string(),
                 }
-                Err(error) => error.to_string(),
-            },
+            }
         }
     }
 }
