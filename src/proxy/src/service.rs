@@ -2,7 +2,8 @@
 //!
 //! One [`ServicePort`] per port and address family. Which endpoints are usable
 //! follows Kubernetes: the ready ones; when there is none, those that
-//! terminate but still serve, so that a rolling restart loses nothing.
+//! terminate but still serve, so that a rolling restart loses nothing. Hints
+//! narrow the ready ones down to those meant for this node or its zone.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort as ApiPort};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{EndpointHints, EndpointSlice, ForNode, ForZone};
 use skiff_nft::Family;
 
 /// The label that names a slice's service.
@@ -57,6 +58,8 @@ impl Protocol {
 pub struct NodeInfo {
     /// Its name, as in endpoints' `nodeName`.
     pub name: String,
+    /// Its zone (label `topology.kubernetes.io/zone`).
+    pub zone: Option<String>,
     /// Addresses of all pods.
     pub cluster_cidrs: Vec<IpNet>,
     /// Addresses of all services.
@@ -212,6 +215,38 @@ fn family_addresses<'a>(
         .filter(move |a| Family::of(*a) == family)
 }
 
+/// An endpoint as it stands in a slice.
+struct Candidate<'a> {
+    address: SocketAddr,
+    ready: bool,
+    /// Terminating, but serving still.
+    leaving: bool,
+    here: bool,
+    hints: Option<&'a EndpointHints>,
+}
+
+impl Candidate<'_> {
+    fn nodes(&self) -> &[ForNode] {
+        self.hints
+            .and_then(|h| h.for_nodes.as_deref())
+            .unwrap_or_default()
+    }
+
+    fn zones(&self) -> &[ForZone] {
+        self.hints
+            .and_then(|h| h.for_zones.as_deref())
+            .unwrap_or_default()
+    }
+
+    fn hinted_for_node(&self, node: &NodeInfo) -> bool {
+        self.nodes().iter().any(|n| n.name == node.name)
+    }
+
+    fn hinted_for_zone(&self, node: &NodeInfo) -> bool {
+        self.zones().iter().any(|z| Some(&z.name) == node.zone.as_ref())
+    }
+}
+
 fn endpoints<'a>(
     family: Family,
     port_name: &str,
@@ -226,46 +261,49 @@ fn endpoints<'a>(
                 && Protocol::parse(p.protocol.as_deref()) == Some(protocol)
         });
         for port in ports.filter_map(|p| p.port.and_then(|n| u16::try_from(n).ok())) {
-            for endpoint in slice.endpoints.iter().flatten() {
+            let endpoints = slice.endpoints.iter().flatten();
+            all.extend(endpoints.filter_map(|endpoint| {
                 // The addresses of an endpoint are interchangeable: the first is used.
-                let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok()) else {
-                    continue;
-                };
+                let address = endpoint.addresses.first()?.parse::<IpAddr>().ok()?;
                 if Family::of(address) != family {
-                    continue;
+                    return None;
                 }
                 let conditions = endpoint.conditions.as_ref();
                 let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
                 let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
                 let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-                let here = endpoint.node_name.as_deref() == Some(node.name.as_str());
-                all.push((
-                    SocketAddr::new(address, port),
+                Some(Candidate {
+                    address: SocketAddr::new(address, port),
                     ready,
-                    serving && terminating,
-                    here,
-                ));
-            }
+                    leaving: serving && terminating,
+                    here: endpoint.node_name.as_deref() == Some(node.name.as_str()),
+                    hints: endpoint.hints.as_ref(),
+                })
+            }));
         }
     }
-    let usable = |only_here: bool| {
-        let pick = |want: &dyn Fn(bool, bool) -> bool| -> BTreeSet<SocketAddr> {
-            let fits = all
-                .iter()
-                .filter(|(_, ready, leaving, here)| (*here || !only_here) && want(*ready, *leaving));
-            fits.map(|(address, ..)| *address).collect()
-        };
-        let ready = pick(&|ready, _| ready);
-        if ready.is_empty() {
-            pick(&|_, leaving| leaving)
-        } else {
-            ready
-        }
+    let pick = |want: &dyn Fn(&Candidate<'_>) -> bool| -> BTreeSet<SocketAddr> {
+        all.iter().filter(|c| want(c)).map(|c| c.address).collect()
     };
-    let (cluster, local) = (usable(false), usable(true));
+    let or = |first: BTreeSet<SocketAddr>, second: &dyn Fn() -> BTreeSet<SocketAddr>| {
+        if first.is_empty() { second() } else { first }
+    };
+    // Hints count when every ready endpoint has one of the kind and some are for us: the node's before the zone's.
+    let ready: Vec<&Candidate<'_>> = all.iter().filter(|c| c.ready).collect();
+    let by_node =
+        ready.iter().all(|c| !c.nodes().is_empty()) && ready.iter().any(|c| c.hinted_for_node(node));
+    let by_zone =
+        ready.iter().all(|c| !c.zones().is_empty()) && ready.iter().any(|c| c.hinted_for_zone(node));
+    let preferred = |c: &Candidate<'_>| match (by_node, by_zone) {
+        (true, _) => c.hinted_for_node(node),
+        (false, true) => c.hinted_for_zone(node),
+        (false, false) => true,
+    };
+    let cluster = or(pick(&|c| c.ready && preferred(c)), &|| pick(&|c| c.leaving));
+    let local = or(pick(&|c| c.ready && c.here), &|| pick(&|c| c.leaving && c.here));
     let here = all
         .iter()
-        .filter(|(a, _, _, here)| *here && (cluster.contains(a) || local.contains(a)));
-    let here = here.map(|(a, ..)| a.ip()).collect();
+        .filter(|c| c.here && (cluster.contains(&c.address) || local.contains(&c.address)));
+    let here = here.map(|c| c.address.ip()).collect();
     Endpoints { cluster, local, here }
 }

@@ -149,3 +149,43 @@ fn ten_thousand_services_load_at_once_and_change_one_by_one() {
         assert_eq!(text.matches(": goto").count(), SERVICES as usize);
     });
 }
+
+#[test]
+fn the_kernel_takes_ip6_services() {
+    on_a_node(|| {
+        let table = NftTable::open(Family::Ip6, "skiff", &[]).unwrap();
+        let section = table.section(Owner::Proxy);
+        let mut node = node();
+        node.cluster_cidrs.push("fd42::/48".parse().unwrap());
+        node.service_cidrs.push("fd43::/112".parse().unwrap());
+        let mut ledger = Ledger::new(Family::Ip6, &node);
+        for (name, address, affinity) in [("a", "fd43::1", "None"), ("b", "fd43::2", "ClientIP")] {
+            let spec = json!({"sessionAffinity": affinity, "externalTrafficPolicy": "Local", "type": "NodePort",
+                "ports": [{"name": "http", "port": 80, "nodePort": if name == "a" { 30001 } else { 30002 }}]});
+            let object = service(name, address, spec);
+            let slice = slice(
+                name,
+                8080,
+                "TCP",
+                &[ready("fd42::5", NODE), ready("fd42:0:0:1::5", "there")],
+            );
+            let ports = ports(Family::Ip6, &object, [&slice].into_iter(), &node);
+            ledger.set(0, &format!("default/{name}"), plan(ledger.rules(), &ports, &node));
+        }
+        apply(&mut ledger, &section);
+        let text = run("nft", &["list", "ruleset"]);
+        for line in [
+            "ip6 daddr . meta l4proto . th dport vmap @svc-ips",
+            "fib daddr type local ip6 daddr != ::1 meta l4proto . th dport vmap @svc-nodeports",
+            "ip6 saddr != fd42::/48 jump svc-mark",
+            "ip6 daddr fd43::/112 drop",
+            "meta l4proto tcp dnat to [fd42::5]:8080",
+        ] {
+            assert!(text.lines().any(|l| l.trim() == line), "{line} is not in\n{text}");
+        }
+        assert!(
+            text.contains("fd43::1 . tcp . 80 . 0x00000001 : fd42:0:0:1::5 . 8080"),
+            "{text}"
+        );
+    });
+}

@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{EndpointHints, EndpointSlice, ForNode, ForZone};
 use proptest::prelude::*;
 use serde_json::json;
 use skiff_nft::trace::{Fate, Packet, Trace, Tracer};
 use skiff_nft::{Family, Owner, Reject, Ruleset};
+use skiff_proxy::NodeInfo;
 use skiff_proxy::ledger::Ledger;
 use skiff_proxy::plan::{ServicePlan, plan};
 use skiff_proxy::service::ports;
@@ -360,6 +361,56 @@ fn an_even_spread() {
     assert!(counts.values().all(|n| (900..1_100).contains(n)), "{counts:?}");
 }
 
+#[test]
+fn hints_keep_traffic_near() {
+    let hinted = |nodes: [Option<&str>; 3], zones: [Option<&str>; 3]| {
+        let mut slice = slice("web", 8080, "TCP", &endpoints());
+        let hints = nodes.into_iter().zip(zones);
+        for (endpoint, (node, zone)) in slice.endpoints.as_mut().unwrap().iter_mut().zip(hints) {
+            endpoint.hints = Some(EndpointHints {
+                for_nodes: node.map(|name| vec![ForNode { name: name.into() }]),
+                for_zones: zone.map(|name| vec![ForZone { name: name.into() }]),
+            });
+        }
+        let node = NodeInfo {
+            zone: Some("z1".into()),
+            ..node()
+        };
+        let web = service("web", "10.43.0.7", json!({}));
+        let ports = ports(Family::Ip, &web, [&slice].into_iter(), &node);
+        ports[0].endpoints.cluster.clone()
+    };
+    let all = ends(&["10.42.0.5", "10.42.0.6", "10.42.1.7"]);
+    let none = [None; 3];
+    assert_eq!(
+        hinted(none, [Some("z1"), Some("z2"), Some("z2")]),
+        ends(&["10.42.0.5"])
+    );
+    assert_eq!(
+        hinted(none, [Some("z1"), None, Some("z2")]),
+        all,
+        "one without a hint"
+    );
+    assert_eq!(
+        hinted(none, [Some("z3"), Some("z2"), Some("z2")]),
+        all,
+        "none for this zone"
+    );
+    let nodes = [Some("there"), Some(NODE), Some("there")];
+    assert_eq!(
+        hinted(nodes, [Some("z1"); 3]),
+        ends(&["10.42.0.6"]),
+        "the node before the zone"
+    );
+    assert_eq!(
+        hinted([Some("there"); 3], [Some("z1"), Some("z2"), Some("z2")]),
+        ends(&["10.42.0.5"])
+    );
+}
+
+/// A service as a history left it: with its slice, endpoints, policies (internal, external) and node port.
+type Present = (Service, EndpointSlice, Vec<End>, (bool, bool), bool);
+
 /// A step of a random history: a service (of four) gets endpoints, flags, or goes.
 #[derive(Debug, Clone)]
 enum Step {
@@ -435,7 +486,7 @@ proptest! {
     #[test]
     fn any_history_leads_to_the_right_endpoints(steps in prop::collection::vec(step(), 1..14)) {
         let mut world = World::new();
-        let mut present: BTreeMap<usize, (Service, EndpointSlice, Vec<End>, (bool, bool), bool)> = BTreeMap::new();
+        let mut present: BTreeMap<usize, Present> = BTreeMap::new();
         for step in &steps {
             match step {
                 Step::Remove { service } => {
