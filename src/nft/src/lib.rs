@@ -24,9 +24,11 @@ mod lower;
 mod message;
 mod mnl;
 pub mod model;
+pub mod set;
 mod socket;
 pub mod table;
 pub mod trace;
+pub mod value;
 
 pub use guard::Guard;
 pub use hooks::{Hook, Owner};

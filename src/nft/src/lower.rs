@@ -444,3 +444,98 @@ pub(crate) fn verdict_code(verdict: &Verdict) -> (i32, Option<&str>) {
         Verdict::Goto(chain) => (libc::NFT_GOTO, Some(chain)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Name, Rule};
+
+    fn dnat(address: &str) -> Statement {
+        Statement::Dnat(NatTarget::Fixed(address.parse().unwrap(), Some(80)))
+    }
+
+    #[test]
+    fn what_cannot_be_expressed_is_refused() {
+        let map: Name = "m".into();
+        let of_map = || Value::Map {
+            key: vec![Value::Mark],
+            map: map.clone(),
+        };
+        let long = vec![
+            Value::Ip6Source,
+            Value::Ip6Destination,
+            Value::InterfaceIn,
+            Value::InterfaceOut,
+        ];
+        assert_eq!(
+            lower(Family::Ip6, &Rule::new().within(long.clone(), &map).steps).map(|r| r.len()),
+            Ok(5)
+        );
+        let too_long = [long, vec![Value::Mark]].concat();
+        let cases = [
+            (
+                Family::Ip6,
+                Rule::new().within(too_long, &map),
+                LowerError::KeyTooLong,
+            ),
+            (
+                Family::Ip,
+                Rule::new().within(vec![of_map(), Value::Mark], &map),
+                LowerError::MapInKey("m".into()),
+            ),
+            (
+                Family::Ip,
+                Rule::new().then(dnat("fd00::1")),
+                LowerError::WrongFamily("fd00::1".parse().unwrap()),
+            ),
+            (
+                Family::Ip6,
+                Rule::new().then(dnat("10.0.0.1")),
+                LowerError::WrongFamily("10.0.0.1".parse().unwrap()),
+            ),
+        ];
+        for (family, rule, error) in cases {
+            assert_eq!(lower(family, &rule.steps), Err(error));
+        }
+        assert_eq!(
+            lower(
+                Family::Ip,
+                &Rule::new().within(vec![Value::Mark, of_map()], &map).steps
+            )
+            .map(|r| r.len()),
+            Ok(4)
+        );
+        assert!(lower(Family::Inet, &[dnat("fd00::1"), dnat("10.0.0.1")]).is_ok());
+    }
+
+    #[test]
+    fn fields_of_a_key_lie_one_behind_the_other() {
+        let rule = Rule::new().within(
+            vec![Value::Ip6Source, Value::Protocol, Value::SourcePort],
+            &"s".into(),
+        );
+        let raws = lower(Family::Ip6, &rule.steps).unwrap();
+        let register = |raw: &Raw, attribute: u32| {
+            raw.attributes
+                .iter()
+                .find(|(a, _)| *a == attribute)
+                .map(|(_, value)| value.clone())
+        };
+        assert_eq!(
+            register(&raws[0], sys::NFTNL_EXPR_PAYLOAD_DREG),
+            Some(Attribute::U32(8))
+        );
+        assert_eq!(
+            register(&raws[1], sys::NFTNL_EXPR_META_DREG),
+            Some(Attribute::U32(12))
+        );
+        assert_eq!(
+            register(&raws[2], sys::NFTNL_EXPR_PAYLOAD_DREG),
+            Some(Attribute::U32(13))
+        );
+        assert_eq!(
+            register(&raws[3], sys::NFTNL_EXPR_LOOKUP_SREG),
+            Some(Attribute::U32(8))
+        );
+    }
+}

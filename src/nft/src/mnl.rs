@@ -469,3 +469,119 @@ unsafe extern "C" fn mnl_cb_run(
     }
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message buffer, aligned like a header.
+    fn buffer() -> Vec<u64> {
+        vec![u64::MAX; 64]
+    }
+
+    unsafe extern "C" fn collect(attr: *const nlattr, data: *mut c_void) -> c_int {
+        let out = data.cast::<Vec<(u16, Vec<u8>)>>();
+        unsafe {
+            let len = mnl_attr_get_payload_len(attr) as usize;
+            let payload = std::slice::from_raw_parts(mnl_attr_get_payload(attr).cast::<u8>(), len);
+            (*out).push((mnl_attr_get_type(attr), payload.to_vec()));
+            if mnl_attr_get_type(attr) == 99 {
+                CB_STOP
+            } else {
+                CB_OK
+            }
+        }
+    }
+
+    #[test]
+    fn attributes_are_written_padded_and_read_back() {
+        let mut memory = buffer();
+        let mut seen: Vec<(u16, Vec<u8>)> = Vec::new();
+        let seen_at: *mut c_void = (&raw mut seen).cast();
+        unsafe {
+            let nlh = mnl_nlmsg_put_header(memory.as_mut_ptr().cast());
+            mnl_nlmsg_put_extra_header(nlh, 4);
+            mnl_attr_put_u8(nlh, 1, 7);
+            mnl_attr_put_strz(nlh, 2, c"abcd".as_ptr());
+            mnl_attr_put_str(nlh, 3, c"abcd".as_ptr());
+            let nest = mnl_attr_nest_start(nlh, 4);
+            mnl_attr_put_u32(nlh, 5, 9);
+            mnl_attr_nest_end(nlh, nest);
+            assert_eq!((*nlh).nlmsg_len, 16 + 4 + 8 + 12 + 8 + 4 + 8);
+            assert_eq!(mnl_attr_parse(nlh, 4, Some(collect), seen_at), CB_OK);
+            assert_eq!(mnl_attr_parse_nested(nest, Some(collect), seen_at), CB_OK);
+        }
+        let nine = 9u32.to_ne_bytes().to_vec();
+        let nested = [&8u16.to_ne_bytes()[..], &5u16.to_ne_bytes(), &nine].concat();
+        let wanted: Vec<(u16, Vec<u8>)> = vec![
+            (1, vec![7]),
+            (2, b"abcd\0".to_vec()),
+            (3, b"abcd".to_vec()),
+            (4, nested),
+            (5, nine),
+        ];
+        assert_eq!(seen, wanted);
+    }
+
+    #[test]
+    fn a_callback_can_stop_and_damaged_lengths_end_the_walk() {
+        let mut memory = buffer();
+        let mut seen: Vec<(u16, Vec<u8>)> = Vec::new();
+        let seen_at: *mut c_void = (&raw mut seen).cast();
+        unsafe {
+            let nlh = mnl_nlmsg_put_header(memory.as_mut_ptr().cast());
+            mnl_attr_put_u32(nlh, 99, 1);
+            mnl_attr_put_u32(nlh, 2, 1);
+            assert_eq!(mnl_attr_parse(nlh, 0, Some(collect), seen_at), CB_STOP);
+            let second = nlh.cast::<u8>().add(24).cast::<nlattr>();
+            (*second).nla_len = 200; // past the message
+            (*nlh.cast::<u8>().add(16).cast::<nlattr>()).nla_type = 1;
+            assert_eq!(mnl_attr_parse(nlh, 0, Some(collect), seen_at), CB_OK);
+        }
+        assert_eq!(seen.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [99, 1]);
+    }
+
+    #[test]
+    fn validation_knows_lengths_and_terminators() {
+        let mut memory = buffer();
+        let cases: [(&[u8], c_uint, c_int); 9] = [
+            (&[1], 1, 0),
+            (&[1, 2], 1, -1),
+            (&[1, 2], 3, -1),
+            (&[1, 2, 3, 4], 3, 0),
+            (b"x\0", 10, 0),
+            (b"x", 10, -1),
+            (b"", 5, -1),
+            (&[1], 8, -1),
+            (b"", 77, -1),
+        ];
+        for (payload, kind, wanted) in cases {
+            unsafe {
+                let nlh = mnl_nlmsg_put_header(memory.as_mut_ptr().cast());
+                mnl_attr_put(nlh, 1, payload.len(), payload.as_ptr().cast());
+                let attr = mnl_nlmsg_get_payload(nlh).cast::<nlattr>();
+                assert_eq!(mnl_attr_validate(attr, kind), wanted, "{payload:?} as {kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_that_does_not_fit_stays_where_it_was_written() {
+        let mut memory = buffer();
+        unsafe {
+            let batch = mnl_nlmsg_batch_start(memory.as_mut_ptr().cast(), 40);
+            assert!(mnl_nlmsg_batch_is_empty(batch));
+            let first = mnl_nlmsg_put_header(mnl_nlmsg_batch_current(batch));
+            mnl_attr_put_u32(first, 1, 1);
+            assert!(mnl_nlmsg_batch_next(batch));
+            let second = mnl_nlmsg_batch_current(batch);
+            mnl_nlmsg_put_header(second);
+            mnl_attr_put_u32(second.cast(), 1, 1);
+            assert!(!mnl_nlmsg_batch_next(batch), "48 bytes do not fit 40");
+            assert_eq!(mnl_nlmsg_batch_size(batch), 24);
+            assert_eq!(mnl_nlmsg_batch_current(batch), second);
+            assert_eq!(mnl_nlmsg_batch_head(batch), first.cast());
+            mnl_nlmsg_batch_stop(batch);
+        }
+    }
+}

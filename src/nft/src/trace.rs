@@ -12,8 +12,9 @@ use std::time::Duration;
 use crate::hooks::Hook;
 use crate::model::{
     Compare, Datum, Element, Family, Key, Name, NatTarget, Reject, Ruleset, Set, Statement, Value, Verdict,
-    address_type, ct_state, ct_status, interface_bytes,
+    address_type, ct_state, ct_status,
 };
+use crate::set::interface_bytes;
 
 /// Calls nested deeper than the kernel allows.
 const MAX_DEPTH: usize = 16;

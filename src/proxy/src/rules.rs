@@ -51,10 +51,11 @@
 //! `svc-refused-ips` and `svc-refused-nodeports` say whether to reject (no
 //! endpoint at all: the client should know) or to drop (none on this node, where
 //! the policy wants one: a load balancer should notice and go elsewhere). A port no service has on a cluster address is
-//! rejected, an unassigned service address dropped.
+//! rejected, an unassigned service address dropped. Service addresses the node
+//! answers itself (its name server) are not touched anywhere.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use skiff_nft::model::{address_type, ct_state};
@@ -157,6 +158,8 @@ pub struct Rules {
     family: Family,
     cluster: Vec<IpNet>,
     services: Vec<IpNet>,
+    /// Service addresses that exist on the node itself.
+    answered: Vec<IpAddr>,
     /// The names used.
     pub names: Names,
 }
@@ -174,6 +177,12 @@ impl Rules {
             family,
             cluster: ours(&node.cluster_cidrs),
             services: ours(&node.service_cidrs),
+            answered: node
+                .answered_locally
+                .iter()
+                .filter(|a| Family::of(**a) == family)
+                .copied()
+                .collect(),
             names: Names::default(),
         }
     }
@@ -259,12 +268,20 @@ impl Rules {
         );
         let (refused, input) = (chain("refused"), chain("input"));
         let new = || Rule::new().any_bit(Value::CtState, ct_state::NEW);
-        let mut rules = vec![
+        let here = self.answered.iter();
+        let mut rules: Vec<Rule> = here
+            .map(|a| {
+                Rule::new()
+                    .is(self.family.destination(), Key::address(*a))
+                    .return_()
+            })
+            .collect();
+        rules.extend([
             new().vmap(self.address_key(), &n.refused_ips),
             Rule::new()
                 .within(vec![self.family.destination()], &n.cluster_ips)
                 .then(Statement::Reject(Reject::PortUnreachable)),
-        ];
+        ]);
         rules.extend(
             self.services
                 .iter()

@@ -130,10 +130,7 @@ pub fn ports<'a>(
         .labels
         .as_ref()
         .is_some_and(|l| l.contains_key(PROXY_NAME_LABEL));
-    if labelled
-        || spec.type_.as_deref() == Some("ExternalName")
-        || service.metadata.deletion_timestamp.is_some()
-    {
+    if labelled || spec.type_.as_deref() == Some("ExternalName") {
         return Vec::new();
     }
     let addresses = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);

@@ -362,6 +362,60 @@ fn an_even_spread() {
 }
 
 #[test]
+fn addresses_the_node_answers_are_left_alone() {
+    let mut node = node();
+    node.answered_locally.insert(ip("10.43.0.10"));
+    let mut ledger = Ledger::new(Family::Ip, &node);
+    let dns = service("dns", "10.43.0.10", json!({}));
+    let none: [&EndpointSlice; 0] = [];
+    let ports = ports(Family::Ip, &dns, none.into_iter(), &node);
+    ledger.set(0, "default/dns", plan(ledger.rules(), &ports, &node));
+    let mut ruleset = Ruleset::default();
+    ledger.edit().apply_to(&mut ruleset, Owner::Proxy);
+    let mut tracer = Tracer::new(Family::Ip, &ruleset, vec![ip(NODE_IP), ip("10.43.0.10")], |_| 0);
+    for port in [53, 80] {
+        let packet = Packet::tcp(ip(NODE_IP), ip("10.43.0.10"), port);
+        for trace in [tracer.leaving(packet.clone()), tracer.arriving(packet)] {
+            assert_eq!(
+                (trace.fate, trace.packet.destination),
+                (Fate::Accepted, ip("10.43.0.10"))
+            );
+        }
+    }
+}
+
+#[test]
+fn services_that_are_not_for_the_proxy() {
+    let reach = |service: Service| {
+        let slice = slice("web", 8080, "TCP", &endpoints());
+        ports(Family::Ip, &service, [&slice].into_iter(), &node())
+    };
+    assert_eq!(reach(service("web", "10.43.0.7", json!({}))).len(), 1);
+    assert_eq!(reach(service("web", "None", json!({}))), []);
+    assert_eq!(
+        reach(service("web", "fd43::7", json!({}))),
+        [],
+        "of the other family"
+    );
+    let named = json!({"type": "ExternalName", "externalName": "example.org"});
+    assert_eq!(reach(service("web", "10.43.0.7", named)), []);
+    let mut labelled = service("web", "10.43.0.7", json!({}));
+    let label = (
+        "service.kubernetes.io/service-proxy-name".to_owned(),
+        "other".to_owned(),
+    );
+    labelled.metadata.labels = Some([label].into());
+    assert_eq!(reach(labelled), []);
+    let proxied = json!({"type": "LoadBalancer",
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1", "ipMode": "Proxy"}]}}});
+    assert!(
+        reach(service("web", "10.43.0.7", proxied))[0]
+            .load_balancer_ips
+            .is_empty()
+    );
+}
+
+#[test]
 fn hints_keep_traffic_near() {
     let hinted = |nodes: [Option<&str>; 3], zones: [Option<&str>; 3]| {
         let mut slice = slice("web", 8080, "TCP", &endpoints());
