@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
+use skiff_cri::DnsConfig;
 
 /// First line of a hosts file this kubelet wrote.
 const MANAGED: &str = "# Kubernetes-managed hosts file.\n";
@@ -91,8 +92,8 @@ pub struct DnsFacts {
     pub host_resolv: String,
 }
 
-/// The text of `/etc/resolv.conf`.
-pub fn resolv_conf(pod: &Pod, facts: &DnsFacts) -> String {
+/// What `/etc/resolv.conf` of a pod says.
+pub fn resolver(pod: &Pod, facts: &DnsFacts) -> DnsConfig {
     let spec = pod.spec.as_ref();
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
     let policy = spec.and_then(|spec| spec.dns_policy.as_deref()).unwrap_or("ClusterFirst");
@@ -103,15 +104,15 @@ pub fn resolv_conf(pod: &Pod, facts: &DnsFacts) -> String {
         _ => false,
     } && !facts.cluster_dns.is_empty();
     let mut conf = if policy == "None" {
-        Resolv::default()
+        DnsConfig::default()
     } else if cluster {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let domain = &facts.cluster_domain;
         let mut searches =
             vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
         searches.extend(host.searches);
-        Resolv {
-            nameservers: facts.cluster_dns.iter().map(ToString::to_string).collect(),
+        DnsConfig {
+            servers: facts.cluster_dns.iter().map(ToString::to_string).collect(),
             searches,
             options: vec!["ndots:5".into()],
         }
@@ -119,7 +120,7 @@ pub fn resolv_conf(pod: &Pod, facts: &DnsFacts) -> String {
         host
     };
     if let Some(config) = spec.and_then(|spec| spec.dns_config.as_ref()) {
-        conf.nameservers.extend(config.nameservers.iter().flatten().cloned());
+        conf.servers.extend(config.nameservers.iter().flatten().cloned());
         conf.searches.extend(config.searches.iter().flatten().cloned());
         for option in config.options.iter().flatten() {
             let Some(name) = option.name.as_deref() else { continue };
@@ -130,36 +131,19 @@ pub fn resolv_conf(pod: &Pod, facts: &DnsFacts) -> String {
             });
         }
     }
-    dedupe(&mut conf.nameservers);
+    dedupe(&mut conf.servers);
     dedupe(&mut conf.searches);
-    conf.nameservers.truncate(MAX_NAMESERVERS);
+    conf.servers.truncate(MAX_NAMESERVERS);
     conf.searches.truncate(MAX_SEARCHES);
-    let mut out = String::new();
-    if !conf.searches.is_empty() {
-        out.push_str(&format!("search {}\n", conf.searches.join(" ")));
-    }
-    for server in &conf.nameservers {
-        out.push_str(&format!("nameserver {server}\n"));
-    }
-    if !conf.options.is_empty() {
-        out.push_str(&format!("options {}\n", conf.options.join(" ")));
-    }
-    out
+    conf
 }
 
-#[derive(Default)]
-struct Resolv {
-    nameservers: Vec<String>,
-    searches: Vec<String>,
-    options: Vec<String>,
-}
-
-fn parse(text: &str) -> Resolv {
-    let mut conf = Resolv::default();
+fn parse(text: &str) -> DnsConfig {
+    let mut conf = DnsConfig::default();
     for line in text.lines() {
         let mut words = line.split_whitespace();
         match words.next() {
-            Some("nameserver") => conf.nameservers.extend(words.next().map(str::to_owned)),
+            Some("nameserver") => conf.servers.extend(words.next().map(str::to_owned)),
             Some("search" | "domain") => {
                 conf.searches = words.filter(|word| *word != ".").map(str::to_owned).collect();
             }
@@ -194,9 +178,9 @@ mod tests {
 
     #[test]
     fn resolvers() {
-        let cluster = "search shop.svc.cluster.local svc.cluster.local cluster.local lan\nnameserver 10.43.0.10\n\
-                       options ndots:5\n";
-        let host = "search lan\nnameserver 192.0.2.53\noptions rotate\n";
+        let cluster =
+            "shop.svc.cluster.local svc.cluster.local cluster.local lan | 10.43.0.10 | ndots:5";
+        let host = "lan | 192.0.2.53 | rotate";
         let table = [
             (json!({"containers": []}), cluster),
             (json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirst"}), host),
@@ -205,11 +189,14 @@ mod tests {
             (
                 json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["9.9.9.9"],
                     "searches": ["a", "a"], "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}),
-                "search a\nnameserver 9.9.9.9\noptions ndots:2 edns0\n",
+                "a | 9.9.9.9 | ndots:2 edns0",
             ),
         ];
         for (spec, expected) in table {
-            assert_eq!(resolv_conf(&pod(spec.clone()), &facts()), expected, "{spec}");
+            let conf = resolver(&pod(spec.clone()), &facts());
+            let text =
+                format!("{} | {} | {}", conf.searches.join(" "), conf.servers.join(" "), conf.options.join(" "));
+            assert_eq!(text, expected, "{spec}");
         }
     }
 
