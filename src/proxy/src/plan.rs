@@ -83,7 +83,7 @@ fn add_port(rules: &Rules, port: &ServicePort, node: &NodeInfo, plan: &mut Servi
         .affinity
         .map(|timeout| Sticky::new(rules, port, timeout, plan));
 
-    if !node.answered_locally.contains(&port.cluster_ip) {
+    if !node.local_addresses.contains(&port.cluster_ip) {
         plan.cluster_ips.insert(port.cluster_ip);
         let inside = if port.internal_local { &local } else { &cluster };
         let front = if inside.is_empty() {

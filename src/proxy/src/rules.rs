@@ -178,7 +178,7 @@ impl Rules {
             cluster: ours(&node.cluster_cidrs),
             services: ours(&node.service_cidrs),
             answered: node
-                .answered_locally
+                .local_addresses
                 .iter()
                 .filter(|a| Family::of(**a) == family)
                 .copied()

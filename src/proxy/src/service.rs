@@ -65,7 +65,7 @@ pub struct NodeInfo {
     /// Addresses of all services.
     pub service_cidrs: Vec<IpNet>,
     /// Service addresses the node answers itself (its name server): left alone.
-    pub answered_locally: BTreeSet<IpAddr>,
+    pub local_addresses: Vec<IpAddr>,
 }
 
 /// The endpoints of a port, by who may use them.

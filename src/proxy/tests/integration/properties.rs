@@ -364,7 +364,7 @@ fn an_even_spread() {
 #[test]
 fn addresses_the_node_answers_are_left_alone() {
     let mut node = node();
-    node.answered_locally.insert(ip("10.43.0.10"));
+    node.local_addresses.push(ip("10.43.0.10"));
     let mut ledger = Ledger::new(Family::Ip, &node);
     let dns = service("dns", "10.43.0.10", json!({}));
     let none: [&EndpointSlice; 0] = [];
