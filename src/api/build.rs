@@ -148,9 +148,25 @@ fn definitions() -> Definitions {
         {
             definition.insert("x-kubernetes-preserve-unknown-fields".into(), json!(true));
         }
+        // Metadata may be left out of all kinds but those that the table names.
+        require(&mut definition, "metadata", false);
         out.insert(name, definition);
     }
     out
+}
+
+fn require(definition: &mut Map<String, Value>, field: &str, needed: bool) {
+    let mut required = match definition.remove("required") {
+        Some(Value::Array(names)) => names,
+        _ => Vec::new(),
+    };
+    required.retain(|name| name != field);
+    if needed {
+        required.push(json!(field));
+    }
+    if !required.is_empty() {
+        definition.insert("required".into(), Value::Array(required));
+    }
 }
 
 /// Generic in the crate; on the wire its object is any object.
@@ -336,6 +352,7 @@ fn mark_field(place: &str, definition: &mut Map<String, Value>, facts: &str) {
     else {
         panic!("{place}: unknown field {field:?}");
     };
+    let mut needed = None;
     if let Some(choices) = choices {
         let choices = json!(choices.split('|').collect::<Vec<_>>());
         match schema.get("type").and_then(Value::as_str) {
@@ -373,8 +390,13 @@ fn mark_field(place: &str, definition: &mut Map<String, Value>, facts: &str) {
                 let value = serde_json::from_str(text).unwrap_or_else(|err| panic!("{place}: {err}"));
                 set(schema, "default", value);
             }
+            ("optional", "") => needed = Some(false),
+            ("required", "") => needed = Some(true),
             _ => panic!("{place}: unknown fact {word:?}"),
         }
+    }
+    if let Some(needed) = needed {
+        require(definition, field, needed);
     }
 }
 

@@ -282,6 +282,17 @@ fn take_over(managers: &mut Vec<Entry>, comparison: &Comparison, force: bool) ->
 ///
 /// `old` is nothing for a new object. Sets `metadata.managedFields` of `new`.
 pub fn track_update(write: &Write<'_>, old: Option<&Value>, new: &mut Value) {
+    let zero = old.is_none().then(|| zero_value(write.view));
+    let base = old.or(zero.as_ref()).unwrap_or(&Value::Null);
+    let comparison = compare(write.view, base, new).without(&reset_fields(write));
+    // The usual case costs no look into the list: nothing changed.
+    if let Some(old) = old
+        && entries::is_carried_over(old, new)
+        && comparison.is_only(entries::stripped())
+    {
+        carry_over(old, new);
+        return;
+    }
     let mut managers = match entries::sent(old, new, write.subresource) {
         entries::Sent::Reset => Vec::new(),
         entries::Sent::Entries(entries) => entries,
@@ -291,9 +302,6 @@ pub fn track_update(write: &Write<'_>, old: Option<&Value>, new: &mut Value) {
         store(new, managers);
         return;
     }
-    let zero = old.is_none().then(|| zero_value(write.view));
-    let base = old.or(zero.as_ref()).unwrap_or(&Value::Null);
-    let comparison = compare(write.view, base, new).without(&reset_fields(write));
     let mut fields = comparison.changed();
     fields.remove(entries::stripped());
     let mine = managers.iter().position(|entry| {
@@ -324,6 +332,16 @@ pub fn track_update(write: &Write<'_>, old: Option<&Value>, new: &mut Value) {
         managers.push(entry);
     }
     store(new, managers);
+}
+
+/// Gives the new object the list of the old one, as it is.
+fn carry_over(old: &Value, new: &mut Value) {
+    let list = old
+        .get("metadata")
+        .and_then(|metadata| metadata.get("managedFields"));
+    if let (Some(list), Some(Value::Object(metadata))) = (list, new.get_mut("metadata")) {
+        metadata.insert("managedFields".into(), list.clone());
+    }
 }
 
 fn store(object: &mut Value, managers: Vec<Entry>) {

@@ -12,6 +12,8 @@
 mod definitions;
 mod gnostic;
 mod operations;
+mod parameters;
+mod render;
 #[cfg(test)]
 mod tests;
 
@@ -192,7 +194,7 @@ pub fn v2(source: &Source<'_>) -> Value {
         "info": { "title": "Kubernetes", "version": KUBERNETES },
         "paths": paths,
         "definitions": definitions.closure(wanted),
-        "parameters": operations::shared_parameters(),
+        "parameters": parameters::shared_parameters(),
         "securityDefinitions": security_schemes(),
         "security": [{ "BearerToken": [] }],
     })

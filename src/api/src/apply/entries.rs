@@ -159,6 +159,14 @@ pub(super) fn of(object: &Value) -> Vec<Entry> {
         .unwrap_or_default()
 }
 
+/// Whether a writer sent the list as it was, or none at all.
+pub(super) fn is_carried_over(old: &Value, new: &Value) -> bool {
+    fn list(object: &Value) -> Option<&Value> {
+        object.get("metadata")?.get("managedFields")
+    }
+    list(new).is_none() || list(new) == list(old)
+}
+
 /// What a writer sent as managed fields.
 pub(super) enum Sent {
     /// The list is to be emptied.
@@ -186,7 +194,6 @@ pub(super) fn sent(old: Option<&Value>, new: &Value, subresource: &str) -> Sent 
     {
         return Sent::Reset;
     }
-    // Unchanged lists are the rule: compare before parsing twice.
     match decode(list).map(unite) {
         Some(entries) if !entries.is_empty() => Sent::Entries(entries),
         _ => live(),

@@ -150,6 +150,17 @@ impl Comparison {
         self.added.is_empty() && self.modified.is_empty() && self.removed.is_empty()
     }
 
+    /// Whether nothing differs but some fields.
+    pub(super) fn is_only(&self, fields: &FieldSet) -> bool {
+        [&self.added, &self.modified, &self.removed]
+            .into_iter()
+            .all(|set| {
+                let mut rest = set.clone();
+                rest.remove(fields);
+                rest.is_empty()
+            })
+    }
+
     /// What the new object says otherwise than the old one.
     pub fn changed(&self) -> FieldSet {
         let mut set = self.added.clone();

@@ -246,19 +246,10 @@ impl Definitions {
             }
         }
         if let Some(name) = reference {
-            if self.dialect != Dialect::V2 && !out.contains_key("default") && !is_scalar(name) {
-                out.insert("default".into(), json!({}));
-            }
             self.refer(&mut out, name);
         }
         Value::Object(out)
     }
-}
-
-/// Named types whose zero value is not an empty object on the wire.
-fn is_scalar(name: &str) -> bool {
-    name.strip_prefix(APIEXTENSIONS)
-        .is_some_and(|short| UNTYPED.contains(&short))
 }
 
 fn one_of(is_v2: bool, types: &[&str]) -> Map<String, Value> {

@@ -28,6 +28,8 @@ enum As {
     Map(fn(&Value, &mut Vec<u8>)),
     /// A list of messages with this writer.
     List(fn(&Value, &mut Vec<u8>)),
+    /// All members whose names begin with `x-`.
+    Extensions,
 }
 
 /// Name in JSON, number in protobuf, form.
@@ -67,8 +69,8 @@ const OPERATION: &[Field] = &[
     ("responses", 9, As::Map(response)),
     ("schemes", 10, As::Texts),
     ("deprecated", 11, As::Flag),
+    ("", 13, As::Extensions),
 ];
-const OPERATION_EXTENSIONS: u32 = 13;
 const BODY: &[Field] = &[
     ("description", 1, As::Text),
     ("name", 2, As::Text),
@@ -118,8 +120,8 @@ const SCHEMA: &[Field] = &[
     ("type", 22, As::Type),
     ("items", 23, As::Items),
     ("properties", 25, As::Map(schema)),
+    ("", 31, As::Extensions),
 ];
-const SCHEMA_EXTENSIONS: u32 = 31;
 const API_KEY: &[Field] = &[
     ("type", 1, As::Text),
     ("name", 2, As::Text),
@@ -173,13 +175,11 @@ fn named(map: &Map<String, Value>, number: u32, write: impl Fn(&Value, &mut Vec<
 
 fn fields(value: &Value, table: &[Field], out: &mut Vec<u8>) {
     for (name, number, form) in table {
-        let Some(member) = value.get(name) else { continue };
-        write(member, *number, form, out);
-    }
-    if std::ptr::eq(table, SCHEMA) {
-        extensions(value, SCHEMA_EXTENSIONS, out);
-    } else if std::ptr::eq(table, OPERATION) {
-        extensions(value, OPERATION_EXTENSIONS, out);
+        match (form, value.get(name)) {
+            (As::Extensions, _) => extensions(value, *number, out),
+            (form, Some(member)) => write(member, *number, form, out),
+            (_, None) => {}
+        }
     }
 }
 
@@ -229,6 +229,7 @@ fn write(member: &Value, number: u32, form: &As, out: &mut Vec<u8>) {
             },
             out,
         ),
+        As::Extensions => {}
         As::Map(write) => {
             if let Value::Object(map) = member {
                 wrapped(&|body| named(map, 1, write, body), out);

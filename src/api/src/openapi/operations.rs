@@ -1,284 +1,50 @@
-//! Paths and operations of a kind, and how they are written in both versions of OpenAPI.
+//! Paths and operations of a kind, by its verbs and subresources.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::kinds::{Kind, Subresource};
 use crate::schema::Schema;
 
+use super::parameters::{DELETE, DELETE_COLLECTION, LIST, LOG, PATCH, PATH_QUERY, WRITE};
+
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
-/// Content types of answers.
-const MEDIA: &[&str] = &[
+/// Content types of the log of a container.
+const LOG_MEDIA: &[&str] = &[
+    "text/plain",
     "application/json",
     "application/yaml",
     "application/vnd.kubernetes.protobuf",
 ];
-/// Content types of answers that can be watches.
-const WATCH_MEDIA: &[&str] = &[
-    "application/json;stream=watch",
-    "application/vnd.kubernetes.protobuf;stream=watch",
-];
-const PATCH_MEDIA: &[&str] = &[
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-    "application/apply-patch+yaml",
-];
-
-/// Every parameter: name, place, type, text.
-const PARAMETERS: &[(&str, &str, &str, &str)] = &[
-    ("name", "path", "string", "name of the object"),
-    ("namespace", "path", "string", "namespace of the object"),
-    ("path", "path", "string", "path below the proxied address"),
-    (
-        "pretty",
-        "query",
-        "string",
-        "whether the answer is indented; indented by default for browsers and curl",
-    ),
-    (
-        "allowWatchBookmarks",
-        "query",
-        "boolean",
-        "send bookmarks: events that carry nothing but a resource version",
-    ),
-    (
-        "continue",
-        "query",
-        "string",
-        "the continue token of the previous part of a list",
-    ),
-    (
-        "fieldSelector",
-        "query",
-        "string",
-        "only objects whose fields match",
-    ),
-    (
-        "labelSelector",
-        "query",
-        "string",
-        "only objects whose labels match",
-    ),
-    (
-        "limit",
-        "query",
-        "integer",
-        "largest number of objects in one part of a list",
-    ),
-    (
-        "resourceVersion",
-        "query",
-        "string",
-        "the resource version that the answer must be at, or be newer than",
-    ),
-    (
-        "resourceVersionMatch",
-        "query",
-        "string",
-        "how resourceVersion is meant: Exact or NotOlderThan",
-    ),
-    (
-        "sendInitialEvents",
-        "query",
-        "boolean",
-        "begin a watch with what there is, then a bookmark",
-    ),
-    (
-        "timeoutSeconds",
-        "query",
-        "integer",
-        "end the request after so many seconds",
-    ),
-    (
-        "watch",
-        "query",
-        "boolean",
-        "answer with a stream of changes instead of a list",
-    ),
-    (
-        "dryRun",
-        "query",
-        "string",
-        "All: do everything but store the result",
-    ),
-    (
-        "fieldManager",
-        "query",
-        "string",
-        "name of who makes the change, for managed fields; at most 128 characters",
-    ),
-    (
-        "fieldValidation",
-        "query",
-        "string",
-        "what to do about unknown and duplicate fields: Ignore drops them, Warn drops them and warns, Strict refuses the request",
-    ),
-    (
-        "force",
-        "query",
-        "boolean",
-        "take fields over that other managers own; for apply patches only",
-    ),
-    (
-        "gracePeriodSeconds",
-        "query",
-        "integer",
-        "time that the object has to end; zero deletes at once",
-    ),
-    (
-        "ignoreStoreReadErrorWithClusterBreakingPotential",
-        "query",
-        "boolean",
-        "delete an object that cannot be read any more, without regard for finalizers",
-    ),
-    (
-        "orphanDependents",
-        "query",
-        "boolean",
-        "deprecated: use propagationPolicy",
-    ),
-    (
-        "propagationPolicy",
-        "query",
-        "string",
-        "what happens to dependents: Orphan, Background or Foreground",
-    ),
-    (
-        "command",
-        "query",
-        "string",
-        "the command to run, one argument per parameter; no shell is involved",
-    ),
-    (
-        "container",
-        "query",
-        "string",
-        "name of the container; may be left out when there is only one",
-    ),
-    ("stdin", "query", "boolean", "connect standard input"),
-    ("stdout", "query", "boolean", "connect standard output"),
-    ("stderr", "query", "boolean", "connect standard error"),
-    ("tty", "query", "boolean", "allocate a terminal"),
-    (
-        "ports",
-        "query",
-        "integer",
-        "ports to forward; needed by WebSocket clients",
-    ),
-    (
-        "follow",
-        "query",
-        "boolean",
-        "keep sending what is logged from now on",
-    ),
-    (
-        "insecureSkipTLSVerifyBackend",
-        "query",
-        "boolean",
-        "do not check the certificate of the node",
-    ),
-    (
-        "limitBytes",
-        "query",
-        "integer",
-        "end the log after so many bytes",
-    ),
-    (
-        "previous",
-        "query",
-        "boolean",
-        "the log of the container that ended before this one",
-    ),
-    (
-        "sinceSeconds",
-        "query",
-        "integer",
-        "only the log of the last so many seconds",
-    ),
-    ("stream", "query", "string", "All, Stdout or Stderr"),
-    ("tailLines", "query", "integer", "only so many lines from the end"),
-    (
-        "timestamps",
-        "query",
-        "boolean",
-        "a time at the start of every line",
-    ),
-];
-
-const LIST: &[&str] = &[
-    "allowWatchBookmarks",
-    "continue",
-    "fieldSelector",
-    "labelSelector",
-    "limit",
-    "resourceVersion",
-    "resourceVersionMatch",
-    "sendInitialEvents",
-    "timeoutSeconds",
-    "watch",
-];
-const DELETE: &[&str] = &[
-    "dryRun",
-    "gracePeriodSeconds",
-    "ignoreStoreReadErrorWithClusterBreakingPotential",
-    "orphanDependents",
-    "propagationPolicy",
-];
-const DELETE_COLLECTION: &[&str] = &[
-    "continue",
-    "dryRun",
-    "fieldSelector",
-    "gracePeriodSeconds",
-    "ignoreStoreReadErrorWithClusterBreakingPotential",
-    "labelSelector",
-    "limit",
-    "orphanDependents",
-    "propagationPolicy",
-    "resourceVersion",
-    "resourceVersionMatch",
-    "sendInitialEvents",
-    "timeoutSeconds",
-];
-const WRITE: &[&str] = &["dryRun", "fieldManager", "fieldValidation"];
-const PATCH: &[&str] = &["dryRun", "fieldManager", "fieldValidation", "force"];
-const LOG: &[&str] = &[
-    "container",
-    "follow",
-    "insecureSkipTLSVerifyBackend",
-    "limitBytes",
-    "previous",
-    "sinceSeconds",
-    "stream",
-    "tailLines",
-    "timestamps",
-];
 
 /// What a body or an answer contains.
 #[derive(Clone)]
-enum Content {
+pub(super) enum Content {
     Definition(String),
     Text,
 }
 
-struct Operation {
-    method: &'static str,
-    id: String,
-    text: String,
-    action: Option<&'static str>,
-    gvk: Option<Value>,
-    tag: String,
-    parameters: &'static [&'static str],
-    body: Option<(String, bool)>,
-    answers: Vec<(&'static str, Content)>,
-    watchable: bool,
-    connects: bool,
+/// One operation on a path.
+pub(super) struct Operation {
+    pub(super) method: &'static str,
+    pub(super) id: String,
+    pub(super) text: String,
+    pub(super) action: Option<&'static str>,
+    pub(super) gvk: Option<Value>,
+    pub(super) tag: String,
+    pub(super) parameters: &'static [&'static str],
+    pub(super) body: Option<(String, bool)>,
+    pub(super) answers: Vec<(&'static str, Content)>,
+    pub(super) watchable: bool,
+    pub(super) connects: bool,
+    /// Content types of the answer, where they are not the usual ones.
+    pub(super) media: Option<&'static [&'static str]>,
 }
 
 /// One path with its operations.
 pub(super) struct PathItem {
     pub(super) path: String,
-    parameters: Vec<&'static str>,
-    operations: Vec<Operation>,
+    pub(super) parameters: Vec<&'static str>,
+    pub(super) operations: Vec<Operation>,
 }
 
 /// Paths that belong to no group.
@@ -321,7 +87,16 @@ pub(super) fn fixed(name: &str) -> Option<PathItem> {
         Some(kind) => Content::Definition(format!("{META}.{kind}")),
         None => Content::Text,
     };
-    Some(plain(format!("/{name}/"), id.into(), text, tag.into(), answer))
+    let media: Option<&[&str]> = match name {
+        "openid/v1/jwks" => Some(&["application/jwk-set+json"]),
+        "api" | "apis" => None,
+        _ => Some(&["application/json"]),
+    };
+    let mut item = plain(format!("/{name}/"), id.into(), text, tag.into(), answer);
+    item.operations
+        .iter_mut()
+        .for_each(|operation| operation.media = media);
+    Some(item)
 }
 
 /// The path of a group.
@@ -360,6 +135,7 @@ fn plain(path: String, id: String, text: &str, tag: String, answer: Content) -> 
         answers: vec![("200", answer)],
         watchable: false,
         connects: false,
+        media: None,
     };
     PathItem {
         path,
@@ -557,6 +333,7 @@ impl Row<'_> {
             answers: Vec::new(),
             watchable: false,
             connects: false,
+            media: None,
         }
     }
 
@@ -720,6 +497,7 @@ impl Row<'_> {
                 if sub.name == "log" {
                     operation.answers = vec![("200", Content::Text)];
                     operation.parameters = LOG;
+                    operation.media = Some(LOG_MEDIA);
                 }
                 operation.gvk = Some(own.clone());
                 operation
@@ -732,7 +510,7 @@ impl Row<'_> {
             "exec" => &["command", "container", "stderr", "stdin", "stdout", "tty"],
             "attach" => &["container", "stderr", "stdin", "stdout", "tty"],
             "portforward" => &["ports"],
-            _ => &[],
+            _ => &[PATH_QUERY],
         };
         let methods: &[&'static str] = if sub.verbs.len() > 2 {
             &["delete", "get", "head", "options", "patch", "post", "put"]
@@ -790,230 +568,4 @@ fn deletes_with_object(kind: &Kind) -> bool {
             "csidrivers" | "csinodes" | "storageclasses" | "volumeattachments" | "volumeattributesclasses"
         ) | ("resource.k8s.io", _)
     )
-}
-
-fn parameter(
-    name: &str,
-    place: Option<&str>,
-) -> Option<&'static (&'static str, &'static str, &'static str, &'static str)> {
-    PARAMETERS
-        .iter()
-        .find(|row| row.0 == name && place.is_none_or(|place| row.1 == place))
-}
-
-fn parameter_v3(name: &str) -> Option<Value> {
-    let (name, place, kind, text) = parameter(name, None)?;
-    let mut out = json!({ "name": name, "in": place, "description": text, "schema": { "type": kind, "uniqueItems": true } });
-    if *place == "path" {
-        out["required"] = true.into();
-    }
-    Some(out)
-}
-
-fn parameter_v2(name: &str) -> Option<Value> {
-    let (name, place, kind, text) = parameter(name, None)?;
-    let mut out =
-        json!({ "name": name, "in": place, "description": text, "type": kind, "uniqueItems": true });
-    if *place == "path" {
-        out["required"] = true.into();
-    }
-    Some(out)
-}
-
-/// Clients look for these in the operation itself.
-const INLINE: &[&str] = &["dryRun", "fieldValidation"];
-
-fn parameter_reference(name: &str) -> Option<Value> {
-    if INLINE.contains(&name) {
-        parameter_v2(name)
-    } else {
-        Some(json!({ "$ref": format!("#/parameters/{name}") }))
-    }
-}
-
-/// The parameters that version 2 refers to.
-pub(super) fn shared_parameters() -> Value {
-    let shared = PARAMETERS.iter().filter(|row| !INLINE.contains(&row.0));
-    Value::Object(
-        shared
-            .filter_map(|row| Some((row.0.to_owned(), parameter_v2(row.0)?)))
-            .collect(),
-    )
-}
-
-impl PathItem {
-    /// Definitions that the path refers to.
-    pub(super) fn definitions(&self) -> impl Iterator<Item = String> {
-        let operations = self.operations.iter();
-        operations.flat_map(|operation| {
-            let answers = operation.answers.iter().filter_map(|(_, content)| match content {
-                Content::Definition(name) => Some(name.clone()),
-                Content::Text => None,
-            });
-            answers.chain(operation.body.iter().map(|(name, _)| name.clone()))
-        })
-    }
-
-    pub(super) fn v3(&self) -> Value {
-        self.render(|name| parameter_v3(name), Operation::v3)
-    }
-
-    pub(super) fn v2(&self) -> Value {
-        self.render(|name| parameter_reference(name), Operation::v2)
-    }
-
-    fn render(
-        &self,
-        parameter: impl Fn(&str) -> Option<Value>,
-        operation: impl Fn(&Operation) -> Value,
-    ) -> Value {
-        let mut out = Map::new();
-        for item in &self.operations {
-            out.insert(item.method.into(), operation(item));
-        }
-        if !self.parameters.is_empty() {
-            out.insert(
-                "parameters".into(),
-                self.parameters
-                    .iter()
-                    .filter_map(|name| parameter(name))
-                    .collect(),
-            );
-        }
-        Value::Object(out)
-    }
-}
-
-impl Operation {
-    fn common(&self) -> Map<String, Value> {
-        let mut out = Map::new();
-        out.insert("description".into(), self.text.as_str().into());
-        out.insert("operationId".into(), self.id.as_str().into());
-        out.insert("tags".into(), json!([self.tag]));
-        if let Some(action) = self.action {
-            out.insert("x-kubernetes-action".into(), action.into());
-        }
-        if let Some(gvk) = &self.gvk {
-            out.insert("x-kubernetes-group-version-kind".into(), gvk.clone());
-        }
-        out
-    }
-
-    fn media(&self) -> Vec<&'static str> {
-        if self.connects {
-            return vec!["*/*"];
-        }
-        if self.action.is_none() && matches!(self.answers.first(), Some((_, Content::Text))) {
-            return vec!["application/json"];
-        }
-        let mut media = MEDIA.to_vec();
-        if self.watchable {
-            media.extend(WATCH_MEDIA);
-        }
-        if std::ptr::eq(self.parameters, LOG) {
-            media.push("text/plain");
-        }
-        media
-    }
-
-    fn v3(&self) -> Value {
-        let mut out = self.common();
-        if !self.parameters.is_empty() {
-            out.insert(
-                "parameters".into(),
-                self.parameters
-                    .iter()
-                    .filter_map(|name| parameter_v3(name))
-                    .collect(),
-            );
-        }
-        let reference = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
-        if let Some((name, required)) = &self.body {
-            let media = if self.method == "patch" {
-                PATCH_MEDIA
-            } else {
-                &["*/*"]
-            };
-            let content: Map<String, Value> = media
-                .iter()
-                .map(|media| ((*media).to_owned(), json!({ "schema": reference(name) })))
-                .collect();
-            let mut body = json!({ "content": content });
-            if *required {
-                body["required"] = true.into();
-            }
-            out.insert("requestBody".into(), body);
-        }
-        let mut responses = Map::new();
-        for (code, content) in &self.answers {
-            let schema = match content {
-                Content::Definition(name) => reference(name),
-                Content::Text => json!({ "type": "string" }),
-            };
-            let media = self.media();
-            let content: Map<String, Value> = media
-                .into_iter()
-                .map(|media| (media.to_owned(), json!({ "schema": schema })))
-                .collect();
-            responses.insert(
-                (*code).into(),
-                json!({ "description": reason(code), "content": content }),
-            );
-        }
-        responses.insert("401".into(), json!({ "description": reason("401") }));
-        out.insert("responses".into(), Value::Object(responses));
-        Value::Object(out)
-    }
-
-    fn v2(&self) -> Value {
-        let mut out = self.common();
-        let reference = |name: &str| json!({ "$ref": format!("#/definitions/{name}") });
-        let mut parameters: Vec<Value> = Vec::new();
-        if let Some((name, required)) = &self.body {
-            let mut body = json!({ "in": "body", "name": "body", "schema": reference(name) });
-            if *required {
-                body["required"] = true.into();
-            }
-            parameters.push(body);
-        }
-        parameters.extend(
-            self.parameters
-                .iter()
-                .filter_map(|name| parameter_reference(name)),
-        );
-        if !parameters.is_empty() {
-            out.insert("parameters".into(), Value::Array(parameters));
-        }
-        let mut responses = Map::new();
-        for (code, content) in &self.answers {
-            let schema = match content {
-                Content::Definition(name) => reference(name),
-                Content::Text => json!({ "type": "string" }),
-            };
-            responses.insert(
-                (*code).into(),
-                json!({ "description": reason(code), "schema": schema }),
-            );
-        }
-        responses.insert("401".into(), json!({ "description": reason("401") }));
-        out.insert("responses".into(), Value::Object(responses));
-        let consumes = if self.method == "patch" && !self.connects {
-            PATCH_MEDIA
-        } else {
-            &["*/*"]
-        };
-        out.insert("consumes".into(), json!(consumes));
-        out.insert("produces".into(), json!(self.media()));
-        out.insert("schemes".into(), json!(["https"]));
-        Value::Object(out)
-    }
-}
-
-fn reason(code: &str) -> &'static str {
-    match code {
-        "200" => "OK",
-        "201" => "Created",
-        "202" => "Accepted",
-        _ => "Unauthorized",
-    }
 }

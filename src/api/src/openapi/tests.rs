@@ -76,7 +76,7 @@ fn definitions_carry_markers_and_texts() {
     );
     assert_eq!(
         containers["items"],
-        json!({ "allOf": [{ "$ref": "#/components/schemas/io.k8s.api.core.v1.Container" }], "default": {} })
+        json!({ "$ref": "#/components/schemas/io.k8s.api.core.v1.Container" })
     );
     assert_eq!(
         schemas["io.k8s.api.core.v1.ContainerPort"]["properties"]["protocol"]["default"],
