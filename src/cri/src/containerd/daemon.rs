@@ -36,7 +36,8 @@ const LOG_TAIL_BYTES: u64 = 8 * 1024;
 const OLDEST: (u32, u32) = (1, 6);
 
 /// Plugins of containerd that skiff does not use. The CRI plugin would serve a second, conflicting
-/// view of the containers; `opt` makes `/opt/containerd`; `restart` polls.
+/// view of the containers; `opt` makes `/opt/containerd`; `restart` and the cgroup monitors poll (OOM
+/// events come from the shims). The unused v1 runtime stays: 1.6 has no task service without it.
 const DISABLED_PLUGINS: &[&str] = &[
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
@@ -48,7 +49,6 @@ const DISABLED_PLUGINS: &[&str] = &[
     "io.containerd.monitor.task.v1.cgroups",
     "io.containerd.nri.v1.nri",
     "io.containerd.podsandbox.controller.v1.podsandbox",
-    "io.containerd.runtime.v1.linux",
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.blockfile",
     "io.containerd.snapshotter.v1.btrfs",
@@ -488,9 +488,9 @@ mod tests {
     #[tokio::test]
     async fn a_boot_failure_quotes_the_log() {
         use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
+        let (folder, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for name in ["containerd", "containerd-shim-runc-v2", "runc"] {
-            let path = folder.path().join(name);
+            let path = programs.path().join(name);
             std::fs::write(&path, "#!/bin/sh\necho the database is on fire >&2\nexit 3\n").unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }

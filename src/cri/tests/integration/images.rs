@@ -126,7 +126,7 @@ fn images_are_pulled_from_a_registry() {
             &["copy", "--quiet", "--dest-tls-verify=false", &source, target],
         );
 
-        let mirror = skiff_cri::containerd::registry::Mirror {
+        let mirror = containerd::registry::Mirror {
             endpoint: vec!["http://127.0.0.1:5000".into()],
         };
         lab.config
