@@ -25,10 +25,10 @@ use crate::kinds::{Kind, Kinds};
 use definitions::{Definitions, Dialect};
 use operations::PathItem;
 
-/// Content type of the protobuf form of version 2.
+/// What clients ask for to get version 2 in protobuf.
 pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-/// Content type of the protobuf form of version 3, which is not offered.
-pub const V3_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf";
+/// What the answer is labelled: an `@` is not allowed in a content type.
+pub const V2_PROTOBUF_CONTENT_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// Version of Kubernetes that the documents describe.
 const KUBERNETES: &str = "1.36";

@@ -37,11 +37,11 @@ impl PathItem {
     }
 
     pub(super) fn v3(&self) -> Value {
-        self.render(|name| parameter_v3(name), Operation::v3)
+        self.render(parameter_v3, Operation::v3)
     }
 
     pub(super) fn v2(&self) -> Value {
-        self.render(|name| parameter_reference(name), Operation::v2)
+        self.render(parameter_reference, Operation::v2)
     }
 
     fn render(
