@@ -355,6 +355,15 @@ impl View<'_> {
         if old == Some("Succeeded") {
             return "Succeeded";
         }
+        let phase = self.phase_by_containers(init, mains);
+        if matches!(phase, "Succeeded" | "Failed") && self.observed.running().next().is_some() {
+            // Sidecars still run: the pod has ended only when they have.
+            return if old == Some("Pending") { "Pending" } else { "Running" };
+        }
+        phase
+    }
+
+    fn phase_by_containers(&self, init: &[ContainerStatus], mains: &[ContainerStatus]) -> &'static str {
         let state = |status: &ContainerStatus| status.state.clone().unwrap_or_default();
         let last_ended = |status: &ContainerStatus| {
             status.last_state.as_ref().is_some_and(|state| state.terminated.is_some())
@@ -412,9 +421,15 @@ impl View<'_> {
     }
 
     fn conditions(&self, phase: &str, init: &[ContainerStatus], mains: &[ContainerStatus]) -> Vec<PodCondition> {
+        let was_connected = || {
+            let mut old = self.old.conditions.iter().flatten();
+            old.any(|condition| condition.type_ == "PodReadyToStartContainers" && condition.status == "True")
+        };
         let connected = !self.terminal
-            && self.observed.sandbox().is_some_and(|sandbox| {
-                self.notes.network.as_ref().is_some_and(|network| network.sandbox == sandbox.id)
+            && self.observed.sandbox().is_some_and(|sandbox| match &self.notes.network {
+                Some(network) => network.sandbox == sandbox.id,
+                // An adopted sandbox is as it was until its network was asked.
+                None => self.notes.sandbox_failure.is_none() && was_connected(),
             });
         let verdict = |ok: bool, reason: &str, message: String| {
             if ok {
