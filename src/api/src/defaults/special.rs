@@ -28,23 +28,19 @@ pub(super) fn after(kind: &Kind, obj: &mut Value) {
                 meta::set_label(obj, "kubernetes.io/metadata.name", &name);
             }
         }
-        ("", "Node") => {
-            if is_empty(obj, "status.allocatable") && !is_empty(obj, "status.capacity") {
-                let capacity = meta::at(obj, "status.capacity").cloned().unwrap_or_default();
-                meta::set(obj, "status.allocatable", capacity);
-            }
+        ("", "Node") if is_empty(obj, "status.allocatable") && !is_empty(obj, "status.capacity") => {
+            let capacity = meta::at(obj, "status.capacity").cloned().unwrap_or_default();
+            meta::set(obj, "status.allocatable", capacity);
         }
         ("", "LimitRange") => each(obj, "/spec/limits", limit_range_item),
-        ("networking.k8s.io", "NetworkPolicy") => {
-            if is_empty(obj, "spec.policyTypes") {
-                let egress = meta::at(obj, "spec.egress").is_some_and(|e| !e.is_null());
-                let types = if egress {
-                    json!(["Ingress", "Egress"])
-                } else {
-                    json!(["Ingress"])
-                };
-                meta::set(obj, "spec.policyTypes", types);
-            }
+        ("networking.k8s.io", "NetworkPolicy") if is_empty(obj, "spec.policyTypes") => {
+            let egress = meta::at(obj, "spec.egress").is_some_and(|e| !e.is_null());
+            let types = if egress {
+                json!(["Ingress", "Egress"])
+            } else {
+                json!(["Ingress"])
+            };
+            meta::set(obj, "spec.policyTypes", types);
         }
         ("autoscaling", "HorizontalPodAutoscaler") if kind.version == "v2" => autoscaler(obj),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => definition(obj),

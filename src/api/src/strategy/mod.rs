@@ -95,10 +95,8 @@ pub fn prepare_for_create(kind: &Kind, obj: &mut Value) {
             meta::set(obj, "status", json!({"phase": "Pending"}))
         }
         ("networking.k8s.io", "Ingress") => meta::set(obj, "status", json!({"loadBalancer": {}})),
-        ("apps", "DaemonSet") => {
-            if meta::annotation(obj, TEMPLATE_GENERATION).is_none() {
-                meta::set_annotation(obj, TEMPLATE_GENERATION, "1");
-            }
+        ("apps", "DaemonSet") if meta::annotation(obj, TEMPLATE_GENERATION).is_none() => {
+            meta::set_annotation(obj, TEMPLATE_GENERATION, "1");
         }
         ("batch", "Job") => job_selector(obj),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => record_stored_version(obj),

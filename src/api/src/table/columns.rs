@@ -1,7 +1,9 @@
 //! The columns of every built-in kind.
 
 use super::cells as c;
+use super::network as n;
 use super::pods as p;
+use super::workloads as w;
 use crate::kinds::Kind;
 use serde_json::Value;
 use std::time::SystemTime;
@@ -69,9 +71,9 @@ const CREATED: Column = Column {
     wide: false,
     cell: Cell::Created,
 };
-const CONTAINERS: Column = map("Containers", c::containers).wide();
-const IMAGES: Column = map("Images", c::images).wide();
-const SELECTOR: Column = map("Selector", c::selector).wide();
+const CONTAINERS: Column = map("Containers", w::containers).wide();
+const IMAGES: Column = map("Images", w::images).wide();
+const SELECTOR: Column = map("Selector", w::selector).wide();
 const NONE: &str = "<none>";
 const UNSET: &str = "<unset>";
 
@@ -157,14 +159,14 @@ const TABLE: &[(&str, &str, &[Column])] = &[
         &[
             NAME,
             path("Type", "spec.type", ""),
-            map("Cluster-IP", c::service_cluster_ip),
-            map("External-IP", c::service_external_ip),
-            map("Port(s)", c::service_ports),
+            map("Cluster-IP", n::service_cluster_ip),
+            map("External-IP", n::service_external_ip),
+            map("Port(s)", n::service_ports),
             AGE,
-            map("Selector", c::service_selector).wide(),
+            map("Selector", n::service_selector).wide(),
         ],
     ),
-    ("", "Endpoints", &[NAME, map("Endpoints", c::endpoints), AGE]),
+    ("", "Endpoints", &[NAME, map("Endpoints", n::endpoints), AGE]),
     ("", "Event", EVENT),
     ("events.k8s.io", "Event", EVENT),
     ("", "Namespace", &[NAME, path("Status", "status.phase", ""), AGE]),
@@ -194,9 +196,9 @@ const TABLE: &[(&str, &str, &[Column])] = &[
         "PodTemplate",
         &[
             NAME,
-            map("Containers", c::containers),
-            map("Images", c::images),
-            map("Pod Labels", c::template_labels),
+            map("Containers", w::containers),
+            map("Images", w::images),
+            map("Pod Labels", w::template_labels),
         ],
     ),
     (
@@ -257,7 +259,7 @@ const TABLE: &[(&str, &str, &[Column])] = &[
         "Deployment",
         &[
             NAME,
-            map("Ready", c::ready_of_replicas),
+            map("Ready", w::ready_of_replicas),
             number("Up-to-date", "status.updatedReplicas"),
             number("Available", "status.availableReplicas"),
             AGE,
@@ -270,7 +272,7 @@ const TABLE: &[(&str, &str, &[Column])] = &[
     (
         "apps",
         "StatefulSet",
-        &[NAME, map("Ready", c::ready_of_replicas), AGE, CONTAINERS, IMAGES],
+        &[NAME, map("Ready", w::ready_of_replicas), AGE, CONTAINERS, IMAGES],
     ),
     (
         "apps",
@@ -282,7 +284,7 @@ const TABLE: &[(&str, &str, &[Column])] = &[
             number("Ready", "status.numberReady"),
             number("Up-to-date", "status.updatedNumberScheduled"),
             number("Available", "status.numberAvailable"),
-            map("Node Selector", c::template_node_selector),
+            map("Node Selector", w::template_node_selector),
             AGE,
             CONTAINERS,
             IMAGES,
@@ -294,7 +296,7 @@ const TABLE: &[(&str, &str, &[Column])] = &[
         "ControllerRevision",
         &[
             NAME,
-            map("Controller", c::controller),
+            map("Controller", w::controller),
             number("Revision", "revision"),
             AGE,
         ],
@@ -304,9 +306,9 @@ const TABLE: &[(&str, &str, &[Column])] = &[
         "Job",
         &[
             NAME,
-            map("Status", c::job_status),
-            map("Completions", c::job_completions),
-            map("Duration", c::job_duration),
+            map("Status", w::job_status),
+            map("Completions", w::job_completions),
+            map("Duration", w::job_duration),
             AGE,
             CONTAINERS,
             IMAGES,
@@ -320,13 +322,13 @@ const TABLE: &[(&str, &str, &[Column])] = &[
             NAME,
             path("Schedule", "spec.schedule", ""),
             path("Timezone", "spec.timeZone", NONE),
-            map("Suspend", c::cron_suspend),
+            map("Suspend", w::cron_suspend),
             col("Active", Cell::Count("status.active")).int(),
-            map("Last Schedule", c::cron_last),
+            map("Last Schedule", w::cron_last),
             AGE,
-            map("Containers", c::cron_containers).wide(),
-            map("Images", c::cron_images).wide(),
-            map("Selector", c::cron_selector).wide(),
+            map("Containers", w::cron_containers).wide(),
+            map("Images", w::cron_images).wide(),
+            map("Selector", w::cron_selector).wide(),
         ],
     ),
     (
@@ -334,8 +336,8 @@ const TABLE: &[(&str, &str, &[Column])] = &[
         "HorizontalPodAutoscaler",
         &[
             NAME,
-            map("Reference", c::autoscaler_reference),
-            map("Targets", c::autoscaler_targets),
+            map("Reference", w::autoscaler_reference),
+            map("Targets", w::autoscaler_targets),
             path("MinPods", "spec.minReplicas", UNSET),
             number("MaxPods", "spec.maxReplicas"),
             number("Replicas", "status.currentReplicas"),
@@ -348,9 +350,9 @@ const TABLE: &[(&str, &str, &[Column])] = &[
         &[
             NAME,
             path("Class", "spec.ingressClassName", NONE),
-            map("Hosts", c::ingress_hosts),
-            map("Address", c::balancer_address),
-            map("Ports", c::ingress_ports),
+            map("Hosts", n::ingress_hosts),
+            map("Address", n::balancer_address),
+            map("Ports", n::ingress_ports),
             AGE,
         ],
     ),
@@ -360,24 +362,24 @@ const TABLE: &[(&str, &str, &[Column])] = &[
         &[
             NAME,
             path("Controller", "spec.controller", ""),
-            map("Parameters", c::ingress_parameters),
+            map("Parameters", n::ingress_parameters),
             AGE,
         ],
     ),
     (
         "networking.k8s.io",
         "NetworkPolicy",
-        &[NAME, map("Pod-Selector", c::policy_selector), AGE],
+        &[NAME, map("Pod-Selector", w::policy_selector), AGE],
     ),
     (
         "networking.k8s.io",
         "IPAddress",
-        &[NAME, map("ParentRef", c::address_parent), AGE],
+        &[NAME, map("ParentRef", n::address_parent), AGE],
     ),
     (
         "networking.k8s.io",
         "ServiceCIDR",
-        &[NAME, map("CIDRs", c::service_cidrs), AGE],
+        &[NAME, map("CIDRs", n::service_cidrs), AGE],
     ),
     (
         "discovery.k8s.io",
@@ -385,8 +387,8 @@ const TABLE: &[(&str, &str, &[Column])] = &[
         &[
             NAME,
             path("AddressType", "addressType", ""),
-            map("Ports", c::slice_ports),
-            map("Endpoints", c::slice_endpoints),
+            map("Ports", n::slice_ports),
+            map("Endpoints", n::slice_endpoints),
             AGE,
         ],
     ),

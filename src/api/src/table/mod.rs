@@ -6,7 +6,9 @@
 
 mod cells;
 mod columns;
+mod network;
 mod pods;
+mod workloads;
 
 use crate::jsonpath::JsonPath;
 use crate::kinds::{Kind, PrinterColumn};

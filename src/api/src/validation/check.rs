@@ -161,10 +161,8 @@ pub fn port_ref(errors: &mut Errors, value: &Value, path: &str) {
 /// A count or a percentage.
 pub fn count_or_percent(errors: &mut Errors, value: &Value, path: &str) {
     match value {
-        Value::Number(_) => {
-            if value.as_i64().unwrap_or(-1) < 0 {
-                errors.push(FieldError::invalid(path, value.clone(), NOT_NEGATIVE));
-            }
+        Value::Number(_) if value.as_i64().unwrap_or(-1) < 0 => {
+            errors.push(FieldError::invalid(path, value.clone(), NOT_NEGATIVE));
         }
         Value::String(s) => {
             let digits = s

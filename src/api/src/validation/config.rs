@@ -91,10 +91,8 @@ pub(super) fn secret(errors: &mut Errors, obj: &Value) {
     match meta::str_at(obj, "type") {
         "kubernetes.io/dockerconfigjson" => json_payload(errors, obj, ".dockerconfigjson"),
         "kubernetes.io/dockercfg" => json_payload(errors, obj, ".dockercfg"),
-        "kubernetes.io/basic-auth" => {
-            if !present("username") && !present("password") {
-                need(&["username", "password"]);
-            }
+        "kubernetes.io/basic-auth" if !present("username") && !present("password") => {
+            need(&["username", "password"]);
         }
         "kubernetes.io/ssh-auth" => need(&["ssh-privatekey"]),
         "kubernetes.io/tls" => need(&["tls.crt", "tls.key"]),

@@ -7,6 +7,7 @@
 mod check;
 mod cluster;
 mod config;
+mod container;
 mod extension;
 mod network;
 mod object_meta;
@@ -14,6 +15,7 @@ mod pod;
 mod pod_update;
 mod resources;
 mod storage;
+mod volume;
 mod workload;
 
 use crate::kinds::Kind;

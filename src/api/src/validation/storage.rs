@@ -4,7 +4,7 @@ use super::Errors;
 use super::check::{
     dot, has, immutable, items, label_selector, name, one_of, optional_name, required, required_one_of,
 };
-use super::{pod, resources};
+use super::{resources, volume as pod_volume};
 use crate::quantity::Quantity;
 use crate::status::FieldError;
 use crate::strategy::same;
@@ -154,7 +154,7 @@ pub(super) fn volume(errors: &mut Errors, obj: &Value) {
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect();
     let local = source.get("local").cloned();
-    pod::volume_source(errors, &Value::Object(source), "spec");
+    pod_volume::volume_source(errors, &Value::Object(source), "spec");
     if let Some(local) = local {
         required(errors, &local, "spec.local", "path");
         if !has(spec, "nodeAffinity") {
