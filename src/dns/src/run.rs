@@ -1,7 +1,6 @@
 //! Configuration, sockets and the loop that follows the cluster.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use skiff_base::lifecycle::Shutdown;
 use skiff_client::{Change, Informer, Informers};
 use tokio::sync::watch;
 
-use crate::forward::Forwarder;
+use crate::forward::{ForwardConfig, Forwarder};
 use crate::index::{Index, Key};
 use crate::server::{Handler, bind};
 use crate::zone::Zone;
@@ -40,26 +39,20 @@ pub struct Config {
     pub networks: Vec<IpNet>,
     /// How long answers may be remembered by clients.
     pub ttl_seconds: u32,
-    /// The file that lists the node's own name servers, for all other questions.
-    pub resolv_conf: PathBuf,
-    /// Fixed name servers instead of those in the file.
-    pub upstreams: Vec<IpAddr>,
+    /// Where other questions go.
+    pub forward: ForwardConfig,
 }
 
 impl Config {
-    /// The defaults for the DNS service's addresses: `cluster.local`, five seconds, the node's own `resolv.conf`.
-    pub fn new(addresses: Vec<IpAddr>) -> Self {
+    /// The defaults for a DNS service address: `cluster.local`, five seconds, the node's own `resolv.conf`.
+    pub fn new(address: IpAddr) -> Self {
         let net = |a, b| IpNet::from(ipnet::Ipv4Net::new_assert([a, b, 0, 0].into(), 16));
         Self {
             domain: "cluster.local".into(),
-            listen: addresses
-                .into_iter()
-                .map(|address| SocketAddr::new(address, 53))
-                .collect(),
+            listen: vec![SocketAddr::new(address, 53)],
             networks: vec![net(10, 42), net(10, 43)],
             ttl_seconds: 5,
-            resolv_conf: "/etc/resolv.conf".into(),
-            upstreams: Vec::new(),
+            forward: ForwardConfig::default(),
         }
     }
 }
@@ -160,12 +153,9 @@ impl Dns {
     }
 
     async fn serve(&self, shutdown: &Shutdown) -> Result<(), Error> {
-        let config = &self.config;
-        let own = config.listen.iter().map(SocketAddr::ip).collect();
         let forwarder = Forwarder::new(
-            config.resolv_conf.clone(),
-            config.upstreams.clone(),
-            own,
+            self.config.forward.clone(),
+            self.config.listen.clone(),
             self.clock.clone(),
         );
         let mut server = Server::new(Handler::new(self.index.clone(), self.zone.clone(), forwarder));

@@ -58,5 +58,5 @@ pub use error::Error;
 pub use fabric::{BRIDGE, ROUTE_PROTOCOL, vxlan_name};
 pub use firewall::{Firewall, MasqueradeRules, NoFirewall, TableFirewall};
 pub use node::{ANNOTATION_BACKEND, ANNOTATION_PUBLIC_IP, ANNOTATION_VXLAN_MAC};
-pub use run::Overlay;
+pub use run::{Overlay, node_address_query};
 pub use uninstall::uninstall;

@@ -35,6 +35,16 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// How long an attachment waits for the node's network: longer than a first pass takes, shorter than callers wait.
 const READY_WAIT: Duration = Duration::from_secs(20);
 
+/// How to look for the node's address: as told, and never among the overlay's own links.
+pub fn node_address_query(address: Option<IpAddr>, interface: Option<String>) -> NodeAddressQuery {
+    let exclude = vec![BRIDGE.into(), "skiff.*".into(), "sk*".into()];
+    NodeAddressQuery {
+        address,
+        interface,
+        exclude,
+    }
+}
+
 /// The node's network as attachments need it.
 struct Up {
     fabric: Fabric,
@@ -204,11 +214,7 @@ impl Overlay {
     }
 
     async fn find_address(&self, netlink: &Netlink) -> Result<NodeAddress, Error> {
-        let query = NodeAddressQuery {
-            address: self.config.node_ip,
-            interface: self.config.interface.clone(),
-            exclude: vec![BRIDGE.into(), "skiff.*".into(), "sk*".into()],
-        };
+        let query = node_address_query(self.config.node_ip, self.config.interface.clone());
         let (links, addresses, routes) = (
             netlink.links().await?,
             netlink.addresses().await?,
