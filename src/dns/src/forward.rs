@@ -6,7 +6,7 @@
 //! Nobody waits for a name server that is not there: an unreachable network is an error at once; a silent one costs
 //! the first few questions their timeout, and then questions fail at once for a moment, except for one that tries.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -37,24 +37,6 @@ const CACHE_ANSWERS: u64 = 2048;
 const CACHE_FOR: Duration = Duration::from_secs(30);
 /// Name servers used of those listed, as the C library does.
 const MAX_SERVERS: usize = 3;
-
-/// Where questions go that are not about the cluster.
-#[derive(Clone, Debug)]
-pub struct ForwardConfig {
-    /// Files to read name servers from; the first that lists a usable one counts.
-    pub resolv_conf: Vec<PathBuf>,
-    /// Fixed name servers instead.
-    pub upstreams: Vec<IpAddr>,
-}
-
-impl Default for ForwardConfig {
-    fn default() -> Self {
-        Self {
-            resolv_conf: vec!["/etc/resolv.conf".into()],
-            upstreams: Vec::new(),
-        }
-    }
-}
 
 /// The usable name servers of a `resolv.conf`: not ourselves, each once.
 pub fn name_servers(text: &str, own: &[IpAddr]) -> Vec<IpAddr> {
@@ -98,14 +80,15 @@ struct State {
     resolver: Option<Arc<TokioResolver>>,
     servers: Vec<IpAddr>,
     checked: Option<Instant>,
-    stamp: Vec<Option<(SystemTime, u64)>>,
+    stamp: Option<(SystemTime, u64)>,
     unanswered: u32,
     next_try: Option<Instant>,
 }
 
 /// Asks the node's name servers.
 pub(crate) struct Forwarder {
-    config: ForwardConfig,
+    resolv_conf: PathBuf,
+    upstreams: Vec<IpAddr>,
     own: Vec<IpAddr>,
     clock: Arc<dyn Clock>,
     permits: Semaphore,
@@ -113,19 +96,26 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    /// `own`: the addresses questions arrive at.
-    pub(crate) fn new(config: ForwardConfig, own: Vec<SocketAddr>, clock: Arc<dyn Clock>) -> Self {
+    /// Asks `upstreams`, or the name servers in the file when there are none; never the addresses in `own`, where
+    /// questions arrive.
+    pub(crate) fn new(
+        resolv_conf: PathBuf,
+        upstreams: Vec<IpAddr>,
+        own: Vec<IpAddr>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let state = State {
             resolver: None,
             servers: Vec::new(),
             checked: None,
-            stamp: Vec::new(),
+            stamp: None,
             unanswered: 0,
             next_try: None,
         };
         Self {
-            config,
-            own: own.iter().map(SocketAddr::ip).collect(),
+            resolv_conf,
+            upstreams,
+            own,
             clock,
             permits: Semaphore::new(MAX_IN_FLIGHT),
             state: Mutex::new(state),
@@ -133,33 +123,21 @@ impl Forwarder {
     }
 
     fn read_servers(&self) -> Vec<IpAddr> {
-        if !self.config.upstreams.is_empty() {
-            return self
-                .config
+        if !self.upstreams.is_empty() {
+            let usable = self
                 .upstreams
                 .iter()
                 .copied()
-                .filter(|a| !self.own.contains(a))
-                .take(MAX_SERVERS)
-                .collect();
+                .filter(|address| !self.own.contains(address));
+            return usable.take(MAX_SERVERS).collect();
         }
-        let lists = self
-            .config
-            .resolv_conf
-            .iter()
-            .filter_map(|path| std::fs::read_to_string(path).ok());
-        lists
-            .map(|text| name_servers(&text, &self.own))
-            .find(|servers| !servers.is_empty())
-            .unwrap_or_default()
+        let text = std::fs::read_to_string(&self.resolv_conf).unwrap_or_default();
+        name_servers(&text, &self.own)
     }
 
-    fn stamps(&self) -> Vec<Option<(SystemTime, u64)>> {
-        let stamp = |path: &PathBuf| {
-            let meta = std::fs::metadata(path).ok()?;
-            Some((meta.modified().ok()?, meta.len()))
-        };
-        self.config.resolv_conf.iter().map(stamp).collect()
+    fn stamp(&self) -> Option<(SystemTime, u64)> {
+        let meta = std::fs::metadata(&self.resolv_conf).ok()?;
+        Some((meta.modified().ok()?, meta.len()))
     }
 
     /// The resolver to ask now, or none: no name server is known, or they are silent and somebody else is trying.
@@ -171,7 +149,7 @@ impl Forwarder {
             .is_none_or(|checked| now.duration_since(checked) >= RECHECK)
         {
             state.checked = Some(now);
-            let stamp = self.stamps();
+            let stamp = self.stamp();
             if state.resolver.is_none() || stamp != state.stamp {
                 state.stamp = stamp;
                 let servers = self.read_servers();

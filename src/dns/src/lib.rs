@@ -33,6 +33,6 @@ mod run;
 mod server;
 mod zone;
 
-pub use forward::{ForwardConfig, name_servers};
+pub use forward::name_servers;
 pub use run::{Config, Dns, Error};
 pub use zone::Zone;

@@ -1,6 +1,7 @@
 //! Configuration, sockets and the loop that follows the cluster.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use skiff_base::lifecycle::Shutdown;
 use skiff_client::{Change, Informer, Informers};
 use tokio::sync::watch;
 
-use crate::forward::{ForwardConfig, Forwarder};
+use crate::forward::Forwarder;
 use crate::index::{Index, Key};
 use crate::server::{Handler, bind};
 use crate::zone::Zone;
@@ -39,20 +40,26 @@ pub struct Config {
     pub networks: Vec<IpNet>,
     /// How long answers may be remembered by clients.
     pub ttl_seconds: u32,
-    /// Where other questions go.
-    pub forward: ForwardConfig,
+    /// The file that lists the node's own name servers, for all other questions.
+    pub resolv_conf: PathBuf,
+    /// Fixed name servers instead of those in the file.
+    pub upstreams: Vec<IpAddr>,
 }
 
 impl Config {
-    /// The defaults for a DNS service address: `cluster.local`, five seconds, the node's own `resolv.conf`.
-    pub fn new(address: IpAddr) -> Self {
+    /// The defaults for the DNS service's addresses: `cluster.local`, five seconds, the node's own `resolv.conf`.
+    pub fn new(addresses: Vec<IpAddr>) -> Self {
         let net = |a, b| IpNet::from(ipnet::Ipv4Net::new_assert([a, b, 0, 0].into(), 16));
         Self {
             domain: "cluster.local".into(),
-            listen: vec![SocketAddr::new(address, 53)],
+            listen: addresses
+                .into_iter()
+                .map(|address| SocketAddr::new(address, 53))
+                .collect(),
             networks: vec![net(10, 42), net(10, 43)],
             ttl_seconds: 5,
-            forward: ForwardConfig::default(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            upstreams: Vec::new(),
         }
     }
 }
@@ -153,9 +160,12 @@ impl Dns {
     }
 
     async fn serve(&self, shutdown: &Shutdown) -> Result<(), Error> {
+        let config = &self.config;
+        let own = config.listen.iter().map(SocketAddr::ip).collect();
         let forwarder = Forwarder::new(
-            self.config.forward.clone(),
-            self.config.listen.clone(),
+            config.resolv_conf.clone(),
+            config.upstreams.clone(),
+            own,
             self.clock.clone(),
         );
         let mut server = Server::new(Handler::new(self.index.clone(), self.zone.clone(), forwarder));

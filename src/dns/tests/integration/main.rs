@@ -14,7 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
 use skiff_base::lifecycle::Shutdown;
 use skiff_client::Informer;
-use skiff_dns::{Config, Dns, ForwardConfig};
+use skiff_dns::{Config, Dns};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::Instant;
@@ -81,11 +81,8 @@ fn start(resolv_conf: &str) -> Running {
     .unwrap()]);
     let namespaces: Informer<Namespace> =
         Informer::fixed([serde_json::from_value(json!({"metadata": {"name": "shop"}})).unwrap()]);
-    let mut config = Config::new(SERVER.ip());
-    config.forward = ForwardConfig {
-        resolv_conf: vec![resolv.path().to_owned()],
-        upstreams: Vec::new(),
-    };
+    let mut config = Config::new(vec![SERVER.ip()]);
+    config.resolv_conf = resolv.path().to_owned();
     let dns = Arc::new(Dns::with_informers(config, services.clone(), slices, namespaces).unwrap());
     let shutdown = Shutdown::new();
     tokio::spawn({
