@@ -5,6 +5,7 @@
 
 pub mod containerd;
 pub mod fake;
+pub mod keeper;
 pub mod pause;
 pub mod reference;
 pub mod runtime;

@@ -278,7 +278,11 @@ impl Fifos {
 impl Inner {
     /// FIFOs of a container's first process.
     pub(super) fn fifos(&self, id: &str, config: &ContainerConfig) -> Fifos {
-        Fifos::at(self.config.state.join("io").join(id), config.stdin, config.tty)
+        Fifos::at(
+            super::helper::fifo_folder(&self.config.state).join(id),
+            config.stdin,
+            config.tty,
+        )
     }
 
     fn source(&self, record: &Record) -> Source {
@@ -550,9 +554,9 @@ impl Inner {
 
     /// Starts the init that holds a shared process namespace.
     pub(super) async fn start_init(&self, sandbox: &Sandbox) -> Result<()> {
-        let Some(binary) = self.config.init_binary.clone() else {
+        let Some(binary) = self.config.helper_binary.clone() else {
             return Err(RuntimeError::Invalid(
-                "shareProcessNamespace needs the runtime's init_binary, which is not configured".to_owned(),
+                "shareProcessNamespace needs the runtime's helper_binary, which is not configured".to_owned(),
             ));
         };
         let id = init_id(&sandbox.id);
@@ -762,6 +766,8 @@ impl Inner {
         }
         self.delete_task(id).await?;
         self.pump.finish(id).await;
+        // Their absence says that all output is in the log.
+        self.fifos(id, &record.meta.config).remove();
         if !known && !record.is_init {
             let (id, sandbox) = (id.to_owned(), record.sandbox);
             self.emit(RuntimeEvent::ContainerExited {
@@ -840,7 +846,12 @@ impl Inner {
                 _ => {}
             }
             self.remove_snapshot(id).await;
-            Fifos::at(self.config.state.join("io").join(id), false, false).remove();
+            Fifos::at(
+                super::helper::fifo_folder(&self.config.state).join(id),
+                false,
+                false,
+            )
+            .remove();
         }
         self.unlock(id);
         self.oomed.lock().remove(id);

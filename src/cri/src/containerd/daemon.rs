@@ -494,7 +494,7 @@ mod tests {
             std::fs::write(&path, "#!/bin/sh\necho the database is on fire >&2\nexit 3\n").unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
-        let config = DaemonConfig::new(folder.path(), folder.path(), folder.path());
+        let config = DaemonConfig::new(folder.path(), folder.path(), programs.path());
         let error = Daemon::ensure(config, &Shutdown::new())
             .await
             .unwrap_err()

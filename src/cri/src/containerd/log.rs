@@ -88,13 +88,37 @@ impl LogFile {
         })
     }
 
-    /// Appends whole records, rotating first when the file is full.
-    pub fn append(&mut self, records: &[u8]) -> io::Result<()> {
-        if self.size > 0 && self.size + records.len() as u64 > self.limits.file_max_bytes {
-            self.rotate()?;
+    /// Appends whole records, rotating between records when the file is full.
+    pub fn append(&mut self, mut records: &[u8]) -> io::Result<()> {
+        while !records.is_empty() {
+            let room = self
+                .limits
+                .file_max_bytes
+                .saturating_sub(self.size)
+                .min(usize::MAX as u64) as usize;
+            let fits = match records.len() <= room {
+                true => records.len(),
+                false => records[..room]
+                    .iter()
+                    .rposition(|byte| *byte == b'\n')
+                    .map_or(0, |end| end + 1),
+            };
+            // A record larger than a whole file goes into a file of its own.
+            let piece = match (fits, self.size) {
+                (0, 0) => records
+                    .iter()
+                    .position(|byte| *byte == b'\n')
+                    .map_or(records.len(), |end| end + 1),
+                (0, _) => {
+                    self.rotate()?;
+                    continue;
+                }
+                (fits, _) => fits,
+            };
+            self.file.write_all(&records[..piece])?;
+            self.size += piece as u64;
+            records = &records[piece..];
         }
-        self.file.write_all(records)?;
-        self.size += records.len() as u64;
         Ok(())
     }
 
@@ -185,13 +209,15 @@ mod tests {
             },
         )
         .unwrap();
-        for record in ["aaaaaa\n", "bbbbbb\n", "cccccc\n", "dddddd\n"] {
-            log.append(record.as_bytes()).unwrap();
-        }
+        log.append(b"aaaaaa\nbbbbbb\n").unwrap();
+        log.append(b"cccccc\ndddddd\n").unwrap();
         let read = |name: &str| fs::read_to_string(folder.path().join("pod").join(name)).ok();
         assert_eq!(read("0.log").as_deref(), Some("dddddd\n"));
         assert_eq!(read("0.log.1").as_deref(), Some("cccccc\n"));
         assert_eq!(read("0.log.2").as_deref(), Some("bbbbbb\n"));
         assert_eq!(read("0.log.3"), None);
+        log.append(b"larger than a file\nee\n").unwrap();
+        assert_eq!(read("0.log.1").as_deref(), Some("larger than a file\n"));
+        assert_eq!(read("0.log").as_deref(), Some("ee\n"));
     }
 }

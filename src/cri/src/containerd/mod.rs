@@ -20,6 +20,7 @@ pub mod container;
 pub mod content;
 pub mod daemon;
 mod events;
+mod helper;
 pub mod images;
 pub mod log;
 pub mod pump;
@@ -31,6 +32,7 @@ pub mod spec;
 pub mod user;
 
 pub use daemon::{Daemon, DaemonConfig, DaemonError};
+pub use helper::terminate_keeper;
 pub use log::LogLimits;
 pub use registry::Registries;
 
@@ -65,12 +67,25 @@ pub struct Config {
     pub socket: PathBuf,
     /// containerd namespace; the customary one lets other tools find the containers.
     pub namespace: String,
-    /// A static binary with the `pause` command, for shared process namespaces.
-    pub init_binary: Option<PathBuf>,
+    /// A static binary with the commands `pause` (init of shared process namespaces) and `keep-fifos`
+    /// (keeps output while skiff restarts): skiff itself. Without it shareProcessNamespace is refused, and
+    /// the last output of a container that ends while skiff is away is lost.
+    pub helper_binary: Option<PathBuf>,
     /// Log rotation.
     pub log_limits: LogLimits,
     /// Mirrors, credentials and certificates of registries.
     pub registries: Registries,
+    /// Images that need no registry: made on this machine when asked for.
+    pub local_images: Vec<LocalImage>,
+}
+
+/// An image made on the machine that runs it.
+#[derive(Clone, Debug)]
+pub struct LocalImage {
+    /// Its reference.
+    pub reference: String,
+    /// Writes an OCI archive that holds it to the given path.
+    pub make: fn(&Path) -> std::io::Result<()>,
 }
 
 impl Config {
@@ -81,9 +96,10 @@ impl Config {
             root: daemon.root.clone(),
             socket: daemon.socket(),
             namespace: "k8s.io".to_owned(),
-            init_binary: None,
+            helper_binary: None,
             log_limits: LogLimits::default(),
             registries: Registries::default(),
+            local_images: Vec::new(),
         }
     }
 }
@@ -112,17 +128,37 @@ impl Containerd {
     /// Connects to a running containerd (see [`Daemon::ensure`]), takes up what runs already and follows
     /// events until shutdown.
     pub async fn connect(config: Config, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Arc<Self>> {
+        let inner = Inner::new(config, clock)?;
+        let state = &inner.config.state;
+        let failed = |error: std::io::Error| RuntimeError::Internal(format!("{}: {error}", state.display()));
+        for id in inner.sandboxes.orphans().map_err(failed)? {
+            if let Err(error) = inner.sandboxes.remove(&id) {
+                tracing::warn!(sandbox = id, %error, "half-made sandbox not removed");
+            }
+        }
+        inner.ensure_namespace().await?;
+        inner.resync().await?;
+        shutdown.spawn_until_cancelled("containerd-events", events::run(inner.clone()));
+        Ok(Arc::new(Self { inner }))
+    }
+
+    /// Connects for work on images, beside the process that runs the containers:
+    /// their output and their exits are left to that one.
+    pub async fn connect_for_images(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        let inner = Inner::new(config, clock)?;
+        inner.ensure_namespace().await?;
+        Ok(Arc::new(Self { inner }))
+    }
+}
+
+impl Inner {
+    fn new(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
         let client = client::Client::new(&config.socket, &config.namespace)?;
         let state = config.state.clone();
         let failed = |error: std::io::Error| RuntimeError::Internal(format!("{}: {error}", state.display()));
         let sandboxes = sandbox::Sandboxes::open(&config.state).map_err(failed)?;
-        for id in sandboxes.orphans().map_err(failed)? {
-            if let Err(error) = sandboxes.remove(&id) {
-                tracing::warn!(sandbox = id, %error, "half-made sandbox not removed");
-            }
-        }
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        let inner = Arc::new(Inner {
+        Ok(Arc::new(Self {
             images: images::Images::new(client.clone()),
             client,
             sandboxes,
@@ -133,15 +169,32 @@ impl Containerd {
             locks: Mutex::default(),
             clock,
             config,
-        });
-        inner.ensure_namespace().await?;
-        inner.resync().await?;
-        shutdown.spawn_until_cancelled("containerd-events", events::run(inner.clone()));
-        Ok(Arc::new(Self { inner }))
+        }))
     }
-}
 
-impl Inner {
+    /// Makes and loads an image of this machine's own.
+    async fn make_local(&self, local: &LocalImage) -> Result<Image> {
+        let archive = self.config.root.with_extension(format!("{}.tar", random_id(8)));
+        let (make, path) = (local.make, archive.clone());
+        let made = tokio::task::spawn_blocking(move || make(&path)).await;
+        let outcome = match made {
+            Ok(Ok(())) => match std::fs::File::open(&archive) {
+                Ok(file) => self.import(Box::new(file), &local.reference).await,
+                Err(error) => Err(RuntimeError::Internal(format!("{}: {error}", archive.display()))),
+            },
+            Ok(Err(error)) => Err(RuntimeError::Internal(format!(
+                "making image {}: {error}",
+                local.reference
+            ))),
+            Err(error) => Err(RuntimeError::Internal(error.to_string())),
+        };
+        let _ = std::fs::remove_file(&archive);
+        outcome?.into_iter().next().ok_or_else(|| RuntimeError::NotFound {
+            kind: "image",
+            name: local.reference.clone(),
+        })
+    }
+
     async fn ensure_namespace(&self) -> Result<()> {
         use containerd_client::services::v1 as api;
         let namespace = api::Namespace {
@@ -386,6 +439,14 @@ impl Runtime for Containerd {
         progress: Option<Progress>,
     ) -> Result<Image> {
         let inner = &self.inner;
+        if let Some(local) = inner
+            .config
+            .local_images
+            .iter()
+            .find(|local| local.reference == reference)
+        {
+            return inner.make_local(local).await;
+        }
         let parsed = crate::reference::Reference::parse(reference);
         let parsed = parsed.map_err(|error| RuntimeError::Invalid(error.to_string()))?;
         let lease = inner.client.lease(inner.clock.now()).await?;

@@ -13,7 +13,7 @@
 //! was in a FIFO is lost; killed between the last two steps it repeats up to one pipe of lines.
 //! While skiff is away a container goes on until its FIFO is full (64 KiB) and then waits.
 //! A container that ends while skiff is away keeps what is in its FIFOs only if somebody holds them
-//! open: that is the keeper process's task.
+//! open: that is the task of [`crate::keeper`].
 //!
 //! Rejected: a logger process per container (`binary://`, 1-2 MB each); plain files written by the shim
 //! (no times, no rotation); reading straight into memory (loses lines when killed).

@@ -99,9 +99,18 @@ fn images_are_pulled_from_a_registry() {
         let folder = lab.folder.path().to_path_buf();
         let (storage, archive) = (folder.join("registry"), folder.join("image.tar"));
         let settings = folder.join("registry.yml");
+        // user:secret
+        let passwords = folder.join("htpasswd");
+        std::fs::write(
+            &passwords,
+            "user:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n",
+        )
+        .unwrap();
         let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:5000\n",
-            storage.display()
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:5000\n\
+             auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+            storage.display(),
+            passwords.display()
         );
         std::fs::write(&settings, text).unwrap();
         std::fs::write(&archive, busybox_archive()).unwrap();
@@ -123,7 +132,14 @@ fn images_are_pulled_from_a_registry() {
         let target = "docker://127.0.0.1:5000/team/app:1";
         run_command(
             "skopeo",
-            &["copy", "--quiet", "--dest-tls-verify=false", &source, target],
+            &[
+                "copy",
+                "--quiet",
+                "--dest-tls-verify=false",
+                "--dest-creds=user:secret",
+                &source,
+                target,
+            ],
         );
 
         let mirror = containerd::registry::Mirror {
@@ -133,18 +149,53 @@ fn images_are_pulled_from_a_registry() {
             .registries
             .mirrors
             .insert("mirrored.example".into(), mirror);
+        let login = containerd::registry::RegistryLogin {
+            username: "user".into(),
+            password: "secret".into(),
+            ..Default::default()
+        };
+        let settings = containerd::registry::RegistryConfig {
+            auth: Some(login),
+            tls: None,
+        };
+        let auth = ImageAuth::Basic {
+            username: "user".into(),
+            password: "secret".into(),
+        };
         let runtime = lab.connect().await;
+        for wrong in [
+            None,
+            Some(ImageAuth::Basic {
+                username: "user".into(),
+                password: "no".into(),
+            }),
+        ] {
+            let denied = runtime
+                .pull_image("127.0.0.1:5000/team/app:1", wrong, None)
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(&denied, RuntimeError::Image { retry: false, message, .. } if message.contains("denies")),
+                "{denied:?}"
+            );
+        }
         let fetched = Arc::new(AtomicU64::new(0));
         let seen = fetched.clone();
         let progress: Progress = Arc::new(move |now| seen.store(now.fetched_bytes, Ordering::Relaxed));
         let image = runtime
-            .pull_image("127.0.0.1:5000/team/app:1", None, Some(progress))
+            .pull_image("127.0.0.1:5000/team/app:1", Some(auth), Some(progress))
             .await
             .unwrap();
         assert_eq!(image.repo_tags, ["127.0.0.1:5000/team/app:1"]);
         let digest = image.repo_digests[0].clone();
         assert!(digest.starts_with("127.0.0.1:5000/team/app@sha256:"), "{digest}");
         assert!(fetched.load(Ordering::Relaxed) > 100_000);
+        lab.disconnect(runtime).await;
+        lab.config
+            .registries
+            .configs
+            .insert("127.0.0.1:5000".into(), settings);
+        let runtime = lab.connect().await;
         assert_eq!(
             runtime.pull_image(&digest, None, None).await.unwrap().id,
             image.id

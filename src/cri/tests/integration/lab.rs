@@ -44,7 +44,7 @@ where
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
         let _cleaner = Cleaner;
-        let _ = tracing_subscriber();
+        show_logs();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -85,8 +85,13 @@ impl Drop for Cleaner {
     }
 }
 
-fn tracing_subscriber() {
-    // Tests print what the crate logs only when they fail: libtest keeps the output.
+/// What the crate logs is shown with a failed test.
+fn show_logs() {
+    let filter = tracing_subscriber::EnvFilter::new("info,skiff_cri=debug");
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .try_init();
 }
 
 impl Lab {
@@ -103,7 +108,7 @@ impl Lab {
             .await
             .unwrap();
         let mut config = Config::new(&daemon_config, &run);
-        config.init_binary = Some(example("pause"));
+        config.helper_binary = Some(example("helper"));
         config.log_limits = LogLimits {
             file_max_bytes: 64 * 1024,
             files_max: 3,

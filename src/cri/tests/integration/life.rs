@@ -68,13 +68,24 @@ fn containers_of_a_sandbox_share_what_a_pod_shares() {
         for name in ["a", "b"] {
             let mut config = lab.script(name, &show);
             config.env = vec![("N".into(), name.into())];
-            let id = start(&runtime, &sandbox, config).await;
-            ended(&runtime, &id).await;
+            // Both live on, else the kernel may use the number of a namespace again.
+            config.command[2] += "; echo done; exec sleep 1000";
+            start(&runtime, &sandbox, config).await;
+            while lines(&lab.log(name))
+                .last()
+                .is_none_or(|line| line != "stdout F done")
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             seen.push(lines(&lab.log(name)));
         }
         assert_eq!(seen[0][..3], seen[1][..3], "net, ipc, uts are shared");
         assert_ne!(seen[0][3], seen[1][3], "pid is not");
-        assert_eq!(seen[1][4..], ["stdout F a", "stdout F b"], "/dev/shm is shared");
+        assert_eq!(
+            seen[1][4..],
+            ["stdout F a", "stdout F b", "stdout F done"],
+            "/dev/shm is shared"
+        );
         for (line, kind) in seen[0].iter().zip(["net", "ipc", "uts"]) {
             assert!(
                 !line.ends_with(&*namespace(kind).to_string_lossy()),

@@ -25,7 +25,12 @@ fn a_new_skiff_derives_the_state_and_misses_no_output() {
         config.labels.insert("a".into(), "b".into());
         config.annotations.insert("long".into(), "x".repeat(10_000));
         let counter = start(&runtime, &sandbox, config).await;
-        let short = start(&runtime, &sandbox, lab.script("short", "sleep 1; exit 9")).await;
+        let short = start(
+            &runtime,
+            &sandbox,
+            lab.script("short", "sleep 1; echo last words; exit 9"),
+        )
+        .await;
         let fresh = runtime
             .create_container(&sandbox.id, lab.script("fresh", "true"))
             .await
@@ -53,6 +58,7 @@ fn a_new_skiff_derives_the_state_and_misses_no_output() {
             ran < Duration::from_millis(1450),
             "the time is that of the end, not of its discovery: {ran:?}"
         );
+        assert_eq!(lines(&lab.log("short")), ["stdout F last words"]);
         let sandboxes = runtime.sandboxes().await.unwrap();
         assert_eq!(sandboxes, [sandbox.clone()]);
         let log = lab.log("counter");
