@@ -94,7 +94,7 @@ fn holds(test: &Test, obj: &Map<String, Value>) -> bool {
             _ => false,
         },
         Test::Present(field) => obj.get(field).is_some_and(|v| !v.is_null()),
-        Test::Missing(field) => obj.get(field).is_none_or(Value::is_null),
+        Test::Missing(field) => obj.get(field).is_none_or(|v| v.is_null() || v == ""),
     }
 }
 

@@ -3,8 +3,10 @@
 use super::is_empty;
 use crate::kinds::Kind;
 use crate::meta;
+use crate::quantity::Quantity;
 use base64::Engine as _;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Runs before the rules: what the rules build on.
 pub(super) fn before(kind: &Kind, obj: &mut Value) {
@@ -130,9 +132,58 @@ fn pod(obj: &mut Value) {
             }
         });
     }
-    if let Some(spec) = obj.get_mut("spec") {
-        requests_from_limits(spec);
+    if !is_empty(obj, "spec.resources.limits") {
+        let sums = container_requests(obj);
+        let requests = meta::object_mut(obj, "spec.resources.requests");
+        for (name, sum) in sums {
+            requests.entry(name).or_insert_with(|| sum.to_string().into());
+        }
+        if let Some(spec) = obj.get_mut("spec") {
+            requests_from_limits(spec);
+        }
     }
+}
+
+/// What the containers of a pod ask for together: all that run side by side, or one init container if it asks
+/// for more.
+fn container_requests(pod: &Value) -> BTreeMap<String, Quantity> {
+    const POD_LEVEL: [&str; 2] = ["cpu", "memory"];
+    let amounts = |c: &Value| -> Vec<(String, Quantity)> {
+        let requests = meta::object_at(c, "resources.requests").into_iter().flatten();
+        requests
+            .filter(|(name, _)| POD_LEVEL.contains(&name.as_str()))
+            .filter_map(|(name, v)| Some((name.clone(), Quantity::from_value(v).ok()?)))
+            .collect()
+    };
+    let add = |sums: &mut BTreeMap<String, Quantity>, c: &Value| {
+        for (name, q) in amounts(c) {
+            let sum = sums.entry(name).or_insert(Quantity::ZERO);
+            *sum = sum.plus(&q);
+        }
+    };
+    let mut together = BTreeMap::new();
+    for c in meta::list_at(pod, "spec.containers") {
+        add(&mut together, c);
+    }
+    // Sidecars run beside everything that comes after them.
+    let (mut sidecars, mut peak) = (BTreeMap::new(), BTreeMap::<String, Quantity>::new());
+    for c in meta::list_at(pod, "spec.initContainers") {
+        let mut now = sidecars.clone();
+        add(&mut now, c);
+        if meta::str_at(c, "restartPolicy") == "Always" {
+            sidecars = now.clone();
+            add(&mut together, c);
+        }
+        for (name, q) in now {
+            let most = peak.entry(name).or_insert(q);
+            *most = (*most).max(q);
+        }
+    }
+    for (name, q) in peak {
+        let sum = together.entry(name).or_insert(q);
+        *sum = (*sum).max(q);
+    }
+    together
 }
 
 /// A limit without a request is a request of the same amount.
@@ -150,6 +201,9 @@ fn requests_from_limits(holder: &mut Value) {
 }
 
 fn service(obj: &mut Value) {
+    if meta::str_at(obj, "spec.sessionAffinity") == "None" {
+        meta::remove(obj, "spec.sessionAffinityConfig");
+    }
     each(obj, "/spec/ports", |port| {
         let unset = match port.get("targetPort") {
             None | Some(Value::Null) => true,

@@ -111,6 +111,42 @@ fn templates_get_pod_defaults_but_not_those_of_pods() {
 }
 
 #[test]
+fn pod_level_requests_follow_the_containers() {
+    let container = |cpu: &str| json!({"name": "c", "image": "x", "resources": {"requests": {"cpu": cpu}}});
+    let pod = defaulted(
+        "v1",
+        "Pod",
+        json!({"spec": {"resources": {"limits": {"cpu": "2", "memory": "1Gi"}},
+            "containers": [container("100m"), container("200m")], "initContainers": [container("250m")]}}),
+    );
+    assert_eq!(
+        pod["spec"]["resources"]["requests"],
+        json!({"cpu": "300m", "memory": "1Gi"})
+    );
+}
+
+#[test]
+fn stateful_sets_roll_from_the_start_unless_told_otherwise() {
+    let strategy = |s: Value| {
+        let set = defaulted("apps/v1", "StatefulSet", json!({"spec": {"updateStrategy": s}}));
+        set["spec"]["updateStrategy"].clone()
+    };
+    assert_eq!(
+        strategy(json!({})),
+        json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}})
+    );
+    assert_eq!(
+        strategy(json!({"type": "RollingUpdate"})),
+        json!({"type": "RollingUpdate"})
+    );
+    assert_eq!(
+        strategy(json!({"type": "RollingUpdate", "rollingUpdate": {}})),
+        json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}})
+    );
+    assert_eq!(strategy(json!({"type": "OnDelete"})), json!({"type": "OnDelete"}));
+}
+
+#[test]
 fn pull_policies_follow_the_tag() {
     for (image, policy) in [
         ("nginx", "Always"),

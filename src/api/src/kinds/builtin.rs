@@ -394,6 +394,7 @@ fn autoscaling() -> Vec<Kind> {
             .short(&["hpa"])
             .category("all")
             .status()
+            .generation()
             .stored_as("autoscaling", "v2")
         })
         .into()

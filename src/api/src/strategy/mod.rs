@@ -206,7 +206,7 @@ fn keep_all_but_status(kind: &Kind, new: &mut Value, old: &Value) {
         meta::copy(old, new, &format!("metadata.{field}"));
     }
     if is(kind, "", "Pod") {
-        meta::copy(old, new, "status.qosClass");
+        pod::on_status_update(new, old);
     }
     if is(kind, "certificates.k8s.io", "CertificateSigningRequest") {
         keep_decisions(new, old);
@@ -272,7 +272,7 @@ fn desired_state_changed(kind: &Kind, new: &Value, old: &Value) -> bool {
     let labels = || !same(meta::at(new, "metadata.labels"), meta::at(old, "metadata.labels"));
     changed
         || is(kind, "apps", "Deployment") && annotations()
-        || is(kind, "discovery.k8s.io", "EndpointSlice") && (annotations() || labels())
+        || is(kind, "discovery.k8s.io", "EndpointSlice") && labels()
 }
 
 /// Jobs find their pods by uid unless the user takes care of the selector.

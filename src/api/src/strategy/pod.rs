@@ -20,6 +20,92 @@ pub(super) fn on_create(pod: &mut Value) {
         }]);
     }
     meta::set(pod, "status", status);
+    merge_label_keys(pod);
+}
+
+/// `matchLabelKeys` say "with my own value of these labels": from here on they are plain requirements.
+fn merge_label_keys(pod: &mut Value) {
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+    const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+    let labels = meta::labels(pod).cloned().unwrap_or_default();
+    let merge = |term: &mut Value| {
+        if meta::object_at(term, "labelSelector").is_none() {
+            return;
+        }
+        for (field, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+            let keys: Vec<String> = meta::list_at(term, field)
+                .iter()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect();
+            for key in keys {
+                let Some(value) = labels.get(&key) else { continue };
+                let requirement = json!({"key": key, "operator": operator, "values": [value]});
+                let list = meta::object_mut(term, "labelSelector")
+                    .entry("matchExpressions")
+                    .or_insert(json!([]));
+                if let Some(list) = list.as_array_mut().filter(|l| !l.contains(&requirement)) {
+                    list.push(requirement);
+                }
+            }
+        }
+    };
+    let each = |pod: &mut Value, pointer: &str, inner: Option<&str>| {
+        for item in pod
+            .pointer_mut(pointer)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            match inner {
+                None => merge(item),
+                Some(field) => item.get_mut(field).into_iter().for_each(merge),
+            }
+        }
+    };
+    for side in ["podAffinity", "podAntiAffinity"] {
+        each(pod, &format!("/spec/affinity/{side}/{REQUIRED}"), None);
+        each(
+            pod,
+            &format!("/spec/affinity/{side}/{PREFERRED}"),
+            Some("podAffinityTerm"),
+        );
+    }
+    each(pod, "/spec/topologySpreadConstraints", None);
+}
+
+/// A status written by a client that does not know all fields keeps what the server remembers.
+pub(super) fn on_status_update(new: &mut Value, old: &Value) {
+    if !meta::is_deleting(old) {
+        meta::remove(new, "metadata.deletionTimestamp");
+        meta::remove(new, "metadata.deletionGracePeriodSeconds");
+    }
+    for field in ["status.qosClass", "status.observedGeneration"] {
+        if meta::at(new, field).is_none_or(|v| v.is_null() || v == "" || v == 0) {
+            meta::copy(old, new, field);
+        }
+    }
+    let known: Vec<(String, Value)> = meta::list_at(old, "status.conditions")
+        .iter()
+        .filter_map(|c| {
+            Some((
+                meta::str_at(c, "type").to_owned(),
+                c.get("observedGeneration")?.clone(),
+            ))
+        })
+        .collect();
+    for condition in new
+        .pointer_mut("/status/conditions")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        if meta::int_at(condition, "observedGeneration").unwrap_or(0) == 0
+            && let Some((_, generation)) = known.iter().find(|(t, _)| t == meta::str_at(condition, "type"))
+        {
+            meta::set(condition, "observedGeneration", generation.clone());
+        }
+    }
 }
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, from the CPU and memory of all containers.

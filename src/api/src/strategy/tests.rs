@@ -166,6 +166,37 @@ fn pod_subresources_change_only_their_part() {
 }
 
 #[test]
+fn pods_carry_their_own_label_values_in_selectors() {
+    let term = json!({"topologyKey": "z", "labelSelector": {"matchLabels": {"a": "b"}}, "matchLabelKeys": ["v", "none"]});
+    let mut pod = json!({"metadata": {"name": "p", "labels": {"v": "1"}}, "spec": {"containers": [],
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}},
+        "topologySpreadConstraints": [term]}});
+    prepare_for_create(kind("v1", "Pod"), &mut pod);
+    let wanted = json!([{"key": "v", "operator": "In", "values": ["1"]}]);
+    assert_eq!(
+        pod["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchExpressions"],
+        wanted
+    );
+    let anti =
+        &pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0];
+    assert_eq!(anti["labelSelector"]["matchExpressions"], wanted);
+}
+
+#[test]
+fn pod_status_keeps_what_old_clients_do_not_know() {
+    let old = json!({"metadata": {"name": "p"}, "spec": {}, "status": {"qosClass": "Burstable", "observedGeneration": 3,
+        "conditions": [{"type": "Ready", "status": "True", "observedGeneration": 2}]}});
+    let mut new = json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"x": 1},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}});
+    prepare_for_update(kind("v1", "Pod"), Some("status"), &mut new, &old);
+    assert_eq!(
+        new,
+        json!({"metadata": {"name": "p"}, "spec": {}, "status": {"phase": "Running", "qosClass": "Burstable",
+        "observedGeneration": 3, "conditions": [{"type": "Ready", "status": "False", "observedGeneration": 2}]}})
+    );
+}
+
+#[test]
 fn certificate_decisions_are_made_in_one_place() {
     let csr = kind("certificates.k8s.io/v1", "CertificateSigningRequest");
     let old = json!({"metadata": {"name": "c"}, "spec": {"request": "x"}, "status": {}});
