@@ -65,8 +65,11 @@ impl Selection {
 pub struct Informers {
     client: Client,
     shutdown: Shutdown,
-    running: Arc<Mutex<HashMap<(TypeId, Selection), Arc<dyn Any + Send + Sync>>>>,
+    running: Arc<Mutex<Running>>,
 }
+
+/// Informers by kind and selection, each an `Informer<K>`.
+type Running = HashMap<(TypeId, Selection), Arc<dyn Any + Send + Sync>>;
 
 impl Informers {
     /// Informers that watch through `client` until `shutdown`.

@@ -1,3 +1,164 @@
-//! Kubernetes for the edge in one binary.
+//! Kubernetes for the edge in one binary: `skiff server` is a whole control
+//! plane (and a node), `skiff agent` is a node.
+//!
+//! This crate alone knows all components. It reads the settings
+//! ([`options`]), checks the machine ([`preflight`]), starts the roles
+//! ([`server`], [`agent`], both through [`node`]) and holds the commands.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+mod addons;
+mod agent;
+mod commands;
+mod inprocess;
+mod join;
+mod node;
+mod notify;
+mod options;
+mod preflight;
+mod remote;
+mod server;
+mod supervisor;
+
+use options::{AgentOptions, NodeOptions, ServerOptions, Sources};
+
+#[derive(Parser)]
+#[command(name = "skiff", version = node::VERSION, about = "Kubernetes for the edge in one binary", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// Run the control plane (and a node)
+    Server {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        node: NodeOptions,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    /// Run a node that joins a server
+    Agent {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        node: NodeOptions,
+        #[command(flatten)]
+        agent: AgentOptions,
+    },
+    /// Manage join tokens
+    Token(commands::token::TokenArgs),
+    /// Manage the images of this node
+    Images(commands::images::ImagesArgs),
+    /// Check this machine for what skiff needs
+    Check(commands::check::CheckArgs),
+    /// Prove that the cluster works, with a workload of its own
+    Selftest(commands::selftest::SelftestArgs),
+    /// Take skiff off this machine: processes, mounts, links, rules, files
+    Uninstall(commands::uninstall::UninstallArgs),
+    /// Serve HTTP for `skiff selftest`
+    #[command(hide = true)]
+    Web(commands::web::WebArgs),
+    /// First process of a sandbox with a shared process namespace
+    #[command(hide = true)]
+    Pause,
+    /// Keeps the output of containers while skiff restarts
+    #[command(hide = true)]
+    KeepFifos {
+        /// Where their FIFOs are
+        folder: std::path::PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// Configuration file [default: /etc/skiff/config.yaml]
+    #[arg(long = "config", value_name = "FILE")]
+    config: Option<std::path::PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let outcome = match cli.command {
+        Commands::Server { config, node, server } => run_server(&config, &node, &server),
+        Commands::Agent { config, node, agent } => run_agent(&config, &node, &agent),
+        Commands::Token(args) => on_runtime(commands::token::run(args)),
+        Commands::Images(args) => on_runtime(commands::images::run(args)),
+        Commands::Check(args) => commands::check::run(&args),
+        Commands::Selftest(args) => on_runtime(commands::selftest::run(args)),
+        Commands::Uninstall(args) => on_runtime(commands::uninstall::run(args)),
+        Commands::Web(args) => on_runtime(commands::web::run(args)),
+        Commands::Pause => exit_with(skiff_cri::pause::main()),
+        Commands::KeepFifos { folder } => exit_with(skiff_cri::keeper::main(&folder)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("skiff: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// For commands that tell their outcome themselves.
+fn exit_with(code: i32) -> anyhow::Result<()> {
+    std::process::exit(code)
+}
+
+fn sources(name: &str, config: &ConfigFile) -> anyhow::Result<Sources> {
+    let root = Cli::command();
+    let command = root.find_subcommand(name).ok_or_else(|| anyhow::anyhow!("no command {name}"))?;
+    Sources::read(command, config.config.as_deref())
+}
+
+fn run_server(config: &ConfigFile, node: &NodeOptions, server: &ServerOptions) -> anyhow::Result<()> {
+    let sources = sources("server", config)?;
+    let (node, server) = (sources.extract(node)?, sources.extract(server)?);
+    start_logging(node.log_level.as_deref())?;
+    on_runtime(server::run(node, server))
+}
+
+fn run_agent(config: &ConfigFile, node: &NodeOptions, agent: &AgentOptions) -> anyhow::Result<()> {
+    let sources = sources("agent", config)?;
+    let (node, agent) = (sources.extract(node)?, sources.extract(agent)?);
+    start_logging(node.log_level.as_deref())?;
+    on_runtime(agent::run(node, agent))
+}
+
+fn start_logging(level: Option<&str>) -> anyhow::Result<()> {
+    let filter = level.unwrap_or("info");
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| anyhow::anyhow!("log-level {filter:?} is not a level or filter: {error}"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    Ok(())
+}
+
+/// Worker threads: the work is short and mostly waiting; each costs memory.
+const WORKER_THREADS: usize = 2;
+
+/// Threads for blocking work (files, netlink): bounded so that a slow disk
+/// cannot make a crowd of them.
+const BLOCKING_THREADS: usize = 16;
+
+fn on_runtime(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    // Libraries that make their own TLS settings take the process's provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(task);
+    // Blocking work that ignores the shutdown must not hold up the exit.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    outcome
+}
