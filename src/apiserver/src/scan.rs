@@ -6,7 +6,6 @@
 //! are not JSON it returns `None`, never panics.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The raw bytes of the value at `path`.
@@ -36,20 +35,6 @@ pub fn as_str(raw: &[u8]) -> Option<Cow<'_, str>> {
         return serde_json::from_slice::<String>(raw).ok().map(Cow::Owned);
     }
     std::str::from_utf8(inner).ok().map(Cow::Borrowed)
-}
-
-/// A raw scalar as text: strings unquoted, numbers and booleans as written.
-pub fn scalar(raw: &[u8]) -> Option<Cow<'_, str>> {
-    match raw.first()? {
-        b'"' => as_str(raw),
-        b'{' | b'[' | b'n' => None,
-        _ => std::str::from_utf8(raw).ok().map(Cow::Borrowed),
-    }
-}
-
-/// The map of strings at `path`; empty when absent.
-pub fn string_map(json: &[u8], path: &[&str]) -> BTreeMap<String, String> {
-    get(json, path).and_then(|raw| serde_json::from_slice(raw).ok()).unwrap_or_default()
 }
 
 fn skip_space(json: &[u8], mut at: usize) -> usize {
@@ -140,10 +125,8 @@ mod tests {
         let json = br#"{"a":{"x":[1,{"b":"}"}],"b":"va\"l","n":12},"b":true,"z":null}"#;
         assert_eq!(string(json, &["a", "b"]).as_deref(), Some("va\"l"));
         assert_eq!(get(json, &["a", "n"]), Some(&b"12"[..]));
-        assert_eq!(scalar(get(json, &["b"]).unwrap()).as_deref(), Some("true"));
         assert_eq!(get(json, &["a", "x"]), Some(&br#"[1,{"b":"}"}]"#[..]));
         assert_eq!(get(json, &["a", "missing"]), None);
-        assert_eq!(scalar(get(json, &["z"]).unwrap()), None);
         assert_eq!(get(json, &["b", "c"]), None);
     }
 

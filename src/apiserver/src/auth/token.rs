@@ -1,18 +1,16 @@
 //! Service account tokens: JSON Web Tokens signed with ECDSA P-256 (ES256).
 //!
 //! Only the form and the signature are judged here; whether the objects a
-//! token is bound to still exist is asked in [`super`]. The key id is the
-//! SHA-256 of the public point, so tokens of an older key keep working while
-//! its public half is among [`Keys::verifiers`].
+//! token is bound to still exist is asked in [`super`]. The key id is that
+//! of the key that signed, so tokens of an older key keep working while
+//! it is among the [`Keys`].
+
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
-use ring::rand::SystemRandom;
-use ring::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
-};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use skiff_pki::ServiceAccountKey;
 
 /// Longest token that is looked at; ours are below one KiB.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
@@ -20,9 +18,6 @@ const MAX_TOKEN_BYTES: usize = 16 << 10;
 /// Why a token or key was not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TokenError {
-    /// The key is not an ECDSA P-256 key in PKCS#8.
-    #[error("service account key is not an ECDSA P-256 key in PKCS#8 form")]
-    Key,
     /// Signing failed.
     #[error("signing the token failed")]
     Signing,
@@ -101,45 +96,28 @@ struct Header {
     kid: String,
 }
 
-/// A public half that verifies tokens.
-#[derive(Debug, Clone)]
-pub struct Verifier {
-    id: String,
-    point: Vec<u8>,
-}
-
-/// The keys of the token issuer.
+/// The keys of the token issuer: the first one signs, all are believed.
 pub struct Keys {
-    signer: EcdsaKeyPair,
-    id: String,
-    verifiers: Vec<Verifier>,
-    random: SystemRandom,
+    keys: Vec<Arc<ServiceAccountKey>>,
 }
 
 impl Keys {
-    /// Signs with `pkcs8`; also believes tokens of the `older` keys.
-    pub fn new(pkcs8: &[u8], older: &[Vec<u8>]) -> Result<Self, TokenError> {
-        let random = SystemRandom::new();
-        let load = |der: &[u8]| {
-            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &random).map_err(|_| TokenError::Key)
-        };
-        let signer = load(pkcs8)?;
-        let mut verifiers = vec![Verifier::new(signer.public_key().as_ref())];
-        for der in older {
-            verifiers.push(Verifier::new(load(der)?.public_key().as_ref()));
-        }
-        Ok(Self { id: verifiers[0].id.clone(), signer, verifiers, random })
+    /// Signs with `signer`; also believes tokens of the `older` keys.
+    pub fn new(signer: Arc<ServiceAccountKey>, older: Vec<Arc<ServiceAccountKey>>) -> Self {
+        let mut keys = vec![signer];
+        keys.extend(older);
+        Self { keys }
     }
 
     /// A signed token with these claims.
     pub fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
-        let header = Header { alg: "ES256".to_owned(), kid: self.id.clone() };
+        let header = Header { alg: "ES256".to_owned(), kid: self.keys[0].key_id().to_owned() };
         let header = serde_json::to_vec(&header).map_err(|_| TokenError::Signing)?;
         let claims = serde_json::to_vec(claims).map_err(|_| TokenError::Signing)?;
         let mut token = format!("{}.{}", B64.encode(header), B64.encode(claims));
-        let signature = self.signer.sign(&self.random, token.as_bytes()).map_err(|_| TokenError::Signing)?;
+        let signature = self.keys[0].sign(token.as_bytes()).map_err(|_| TokenError::Signing)?;
         token.push('.');
-        B64.encode_string(signature.as_ref(), &mut token);
+        B64.encode_string(&signature, &mut token);
         Ok(token)
     }
 
@@ -156,9 +134,11 @@ impl Keys {
         if header.alg != "ES256" {
             return Err(TokenError::Signature);
         }
-        let trusted = self.verifiers.iter().filter(|key| header.kid.is_empty() || key.id == header.kid).any(|key| {
-            UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &key.point).verify(signed.as_bytes(), &signature).is_ok()
-        });
+        let trusted = self
+            .keys
+            .iter()
+            .filter(|key| header.kid.is_empty() || key.key_id() == header.kid)
+            .any(|key| key.verify(signed.as_bytes(), &signature));
         if !trusted {
             return Err(TokenError::Signature);
         }
@@ -178,22 +158,17 @@ impl Keys {
     /// The public keys as a JSON Web Key Set.
     pub fn jwks(&self) -> serde_json::Value {
         let keys: Vec<_> = self
-            .verifiers
+            .keys
             .iter()
             .map(|key| {
+                let (x, y) = key.coordinates();
                 serde_json::json!({
-                    "use": "sig", "kty": "EC", "kid": key.id, "crv": "P-256", "alg": "ES256",
-                    "x": B64.encode(&key.point[1..33]), "y": B64.encode(&key.point[33..65]),
+                    "use": "sig", "kty": "EC", "kid": key.key_id(), "crv": "P-256", "alg": "ES256",
+                    "x": B64.encode(x), "y": B64.encode(y),
                 })
             })
             .collect();
         serde_json::json!({ "keys": keys })
-    }
-}
-
-impl Verifier {
-    fn new(point: &[u8]) -> Self {
-        Self { id: B64.encode(Sha256::digest(point)), point: point.to_vec() }
     }
 }
 
@@ -207,9 +182,12 @@ pub fn looks_like_ours(token: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn keys() -> (Keys, Vec<u8>) {
-        let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
-        (Keys::new(der.as_ref(), &[]).unwrap(), der.as_ref().to_vec())
+    fn key() -> Arc<ServiceAccountKey> {
+        Arc::new(ServiceAccountKey::generate().unwrap())
+    }
+
+    fn keys() -> Keys {
+        Keys::new(key(), Vec::new())
     }
 
     fn claims() -> Claims {
@@ -218,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_token_is_good_for_its_issuer_and_time_only() {
-        let (keys, _) = keys();
+        let keys = keys();
         let token = keys.sign(&claims()).unwrap();
         assert_eq!(keys.verify(&token, "us", 150).unwrap(), claims());
         assert_eq!(keys.verify(&token, "them", 150), Err(TokenError::Issuer));
@@ -228,7 +206,8 @@ mod tests {
 
     #[test]
     fn another_key_or_a_changed_claim_is_refused() {
-        let ((ours, der), (theirs, _)) = (keys(), keys());
+        let signer = key();
+        let (ours, theirs) = (Keys::new(Arc::clone(&signer), Vec::new()), keys());
         let token = theirs.sign(&claims()).unwrap();
         assert_eq!(ours.verify(&token, "us", 150), Err(TokenError::Signature));
         let token = ours.sign(&claims()).unwrap();
@@ -242,7 +221,7 @@ mod tests {
         for bad in ["", ".", "..", "a.b.c", "e30.e30.e30"] {
             assert!(ours.verify(bad, "us", 150).is_err(), "{bad}");
         }
-        let rotated = Keys::new(&keys().1, &[der]).unwrap();
+        let rotated = Keys::new(key(), vec![signer]);
         assert!(rotated.verify(&token, "us", 150).is_ok());
     }
 }

@@ -1,0 +1,9 @@
+//! The API server as its clients see it: raw HTTP, kube-rs in process, kubectl over TLS.
+
+mod harness;
+mod kubectl;
+mod objects;
+mod security;
+mod services;
+mod streams;
+mod watching;
