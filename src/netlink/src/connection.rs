@@ -1,10 +1,15 @@
 //! The netlink socket: requests, acknowledgements and consistent dumps.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures::StreamExt;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
+
+use tokio::sync::Mutex;
 
 use crate::{Error, NetNs};
 
@@ -12,10 +17,15 @@ use crate::{Error, NetNs};
 /// a table that changes faster than that is not going to settle.
 const DUMP_ATTEMPTS: usize = 16;
 
+/// How long to wait for an abandoned dump to end: about what reading a large table takes.
+const DUMP_PAUSE: Duration = Duration::from_millis(5);
+
 /// A handle on the routing state of one network namespace. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    /// The kernel reads one table at a time for a socket and refuses a second one with EBUSY.
+    dumping: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -24,7 +34,10 @@ impl Netlink {
     pub fn open() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            dumping: Arc::default(),
+        })
     }
 
     /// Opens a handle on another namespace. Must run inside a tokio runtime.
@@ -79,12 +92,17 @@ impl Netlink {
         message: RouteNetlinkMessage,
         what: impl Fn() -> String,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        let _alone = self.dumping.lock().await;
         for _ in 0..DUMP_ATTEMPTS {
-            let (found, interrupted) = self
+            match self
                 .collect(message.clone(), NLM_F_REQUEST | NLM_F_DUMP, &what)
-                .await?;
-            if !interrupted {
-                return Ok(found);
+                .await
+            {
+                Ok((found, false)) => return Ok(found),
+                Ok((_, true)) => {}
+                // A caller that gave up left its dump behind; the socket's task is still reading it.
+                Err(error) if error.errno() == Some(libc::EBUSY) => tokio::time::sleep(DUMP_PAUSE).await,
+                Err(error) => return Err(error),
             }
         }
         Err(Error::Unstable { what: what() })

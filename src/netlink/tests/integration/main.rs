@@ -274,3 +274,36 @@ async fn changes_wake_the_subscriber() {
     .unwrap();
     assert_eq!(watcher.await.unwrap().unwrap(), Ok(Some(())));
 }
+
+#[tokio::test]
+async fn tables_can_be_read_from_many_tasks_at_once() {
+    let (_lab, ns) = Lab::new(1);
+    let nl = Netlink::open_in(&ns[0]).unwrap();
+    for n in 0..20 {
+        let name = format!("br{n}");
+        nl.ensure_bridge(&BridgeSpec {
+            mac: MacAddr::derived(&name),
+            name,
+            mtu: 1500,
+        })
+        .await
+        .unwrap();
+    }
+    let read = |n: usize| {
+        let nl = nl.clone();
+        tokio::spawn(async move {
+            for _ in 0..20 {
+                assert_eq!(nl.links().await.unwrap().len(), 21, "task {n}");
+                nl.routes().await.unwrap();
+            }
+        })
+    };
+    let tasks: Vec<_> = (0..16).map(read).collect();
+    // Callers that give up in the middle do not disturb the others.
+    for _ in 0..50 {
+        let _ = tokio::time::timeout(std::time::Duration::from_micros(200), nl.links()).await;
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
