@@ -40,26 +40,48 @@ pub struct Offer {
 
 /// Why a pod is refused, or `None` to let it in. `others` are the pods admitted before.
 pub fn refuse<'a>(pod: &Pod, offer: &Offer, others: impl Iterator<Item = &'a Pod>) -> Option<Verdict> {
-    let verdict = |reason: &str, message: String| Some(Verdict { reason: reason.into(), message });
+    let verdict = |reason: &str, message: String| {
+        Some(Verdict {
+            reason: reason.into(),
+            message,
+        })
+    };
     let spec = pod.spec.as_ref()?;
     if let Some(os) = &spec.os
         && os.name != "linux"
     {
-        return verdict("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS".into());
+        return verdict(
+            "PodOSNotSupported",
+            "Failed to admit pod as the OS field doesn't match node OS".into(),
+        );
     }
-    for sysctl in spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten()) {
+    for sysctl in spec
+        .security_context
+        .iter()
+        .flat_map(|context| context.sysctls.iter().flatten())
+    {
         let name = sysctl.name.replace('/', ".");
-        let extra = offer.allowed_unsafe_sysctls.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
-            None => *pattern == name,
-        });
+        let extra = offer
+            .allowed_unsafe_sysctls
+            .iter()
+            .any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => *pattern == name,
+            });
         if !SAFE_SYSCTLS.contains(&name.as_str()) && !extra {
-            return verdict("SysctlForbidden", format!("forbidden sysctl: {name:?} not allowlisted"));
+            return verdict(
+                "SysctlForbidden",
+                format!("forbidden sysctl: {name:?} not allowlisted"),
+            );
         }
         let host = spec.host_network == Some(true) && name.starts_with("net.")
-            || spec.host_ipc == Some(true) && (name.starts_with("kernel.shm") || name.starts_with("kernel.msg"));
+            || spec.host_ipc == Some(true)
+                && (name.starts_with("kernel.shm") || name.starts_with("kernel.msg"));
         if host {
-            return verdict("SysctlForbidden", format!("forbidden sysctl: {name:?} not allowed with host namespace"));
+            return verdict(
+                "SysctlForbidden",
+                format!("forbidden sysctl: {name:?} not allowed with host namespace"),
+            );
         }
     }
     if let Some(node) = &offer.node {
@@ -68,14 +90,17 @@ pub fn refuse<'a>(pod: &Pod, offer: &Offer, others: impl Iterator<Item = &'a Pod
                            affinity/selector";
             return verdict("NodeAffinity", message.into());
         }
-        if !spec.tolerations.iter().flatten().any(|t| tolerates_all_execute(t)) {
+        if !spec.tolerations.iter().flatten().any(tolerates_all_execute) {
             let tolerations = spec.tolerations.as_deref().unwrap_or_default();
             let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
             for taint in taints.filter(|taint| taint.effect == "NoExecute") {
                 if !tolerations.iter().any(|toleration| tolerates(toleration, taint)) {
                     return verdict(
                         "NodeTaint",
-                        format!("Pod was rejected: Predicate TaintToleration failed: taint {} not tolerated", taint.key),
+                        format!(
+                            "Pod was rejected: Predicate TaintToleration failed: taint {} not tolerated",
+                            taint.key
+                        ),
                     );
                 }
             }
@@ -88,7 +113,11 @@ fn fits<'a>(pod: &Pod, offer: &Offer, others: impl Iterator<Item = &'a Pod>) -> 
     let others: Vec<&Pod> = others.collect();
     let read = |name: &str| {
         let quantity = offer.allocatable.get(name)?;
-        if name == "cpu" { resources::milli(quantity) } else { resources::whole(quantity) }
+        if name == "cpu" {
+            resources::milli(quantity)
+        } else {
+            resources::whole(quantity)
+        }
     };
     let full = |name: &str, requested: i64, used: i64, capacity: i64| Verdict {
         reason: format!("OutOf{name}"),
@@ -105,8 +134,13 @@ fn fits<'a>(pod: &Pod, offer: &Offer, others: impl Iterator<Item = &'a Pod>) -> 
     }
     for name in ["cpu", "memory", "ephemeral-storage"] {
         let requested = resources::pod_request(pod, name);
-        let Some(capacity) = read(name).filter(|_| requested > 0) else { continue };
-        let used = others.iter().map(|pod| resources::pod_request(pod, name)).fold(0i64, i64::saturating_add);
+        let Some(capacity) = read(name).filter(|_| requested > 0) else {
+            continue;
+        };
+        let used = others
+            .iter()
+            .map(|pod| resources::pod_request(pod, name))
+            .fold(0i64, i64::saturating_add);
         if used.saturating_add(requested) > capacity {
             return Some(full(name, requested, used, capacity));
         }
@@ -121,7 +155,11 @@ fn fits<'a>(pod: &Pod, offer: &Offer, others: impl Iterator<Item = &'a Pod>) -> 
             .collect()
     };
     let wanted = ports(pod);
-    if others.iter().flat_map(|other| ports(other)).any(|port| wanted.contains(&port)) {
+    if others
+        .iter()
+        .flat_map(|other| ports(other))
+        .any(|port| wanted.contains(&port))
+    {
         return Some(Verdict {
             reason: "NodePorts".into(),
             message: "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the \
@@ -135,7 +173,10 @@ fn fits<'a>(pod: &Pod, offer: &Offer, others: impl Iterator<Item = &'a Pod>) -> 
 fn tolerates_all_execute(toleration: &k8s_openapi::api::core::v1::Toleration) -> bool {
     toleration.key.as_deref().unwrap_or_default().is_empty()
         && toleration.operator.as_deref() == Some("Exists")
-        && toleration.effect.as_deref().is_none_or(|effect| effect.is_empty() || effect == "NoExecute")
+        && toleration
+            .effect
+            .as_deref()
+            .is_none_or(|effect| effect.is_empty() || effect == "NoExecute")
 }
 
 fn tolerates(
@@ -159,16 +200,28 @@ fn matches_node(pod: &Pod, node: &Node) -> bool {
     let Some(spec) = &pod.spec else { return true };
     let empty = BTreeMap::new();
     let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
-    if spec.node_selector.iter().flatten().any(|(key, value)| labels.get(key) != Some(value)) {
+    if spec
+        .node_selector
+        .iter()
+        .flatten()
+        .any(|(key, value)| labels.get(key) != Some(value))
+    {
         return false;
     }
     let required = spec
         .affinity
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref())
-        .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+        .and_then(|affinity| {
+            affinity
+                .required_during_scheduling_ignored_during_execution
+                .as_ref()
+        });
     let Some(required) = required else { return true };
-    let name = BTreeMap::from([("metadata.name".to_owned(), node.metadata.name.clone().unwrap_or_default())]);
+    let name = BTreeMap::from([(
+        "metadata.name".to_owned(),
+        node.metadata.name.clone().unwrap_or_default(),
+    )]);
     required.node_selector_terms.iter().any(|term| {
         let expressions = term.match_expressions.as_deref().unwrap_or_default();
         let fields = term.match_fields.as_deref().unwrap_or_default();
@@ -183,7 +236,9 @@ fn holds(requirement: &NodeSelectorRequirement, labels: &BTreeMap<String, String
     let have = labels.get(&requirement.key);
     let number = |text: &String| text.parse::<i64>().ok();
     let compare = |order: fn(&i64, &i64) -> bool| {
-        have.and_then(number).zip(values.first().and_then(number)).is_some_and(|(a, b)| order(&a, &b))
+        have.and_then(number)
+            .zip(values.first().and_then(number))
+            .is_some_and(|(a, b)| order(&a, &b))
     };
     match requirement.operator.as_str() {
         "In" => have.is_some_and(|have| values.contains(have)),
@@ -236,15 +291,29 @@ mod tests {
         };
         let one = pod(cpu("1"));
         let table = [
-            (pod(json!({"containers": [], "tolerations": tolerate})), vec![], None),
-            (pod(json!({"containers": []})), vec![], Some("NodeTaint")),
             (
-                pod(json!({"containers": [], "tolerations": [{"key": "k", "value": "v", "effect": "NoExecute"}]})),
+                pod(json!({"containers": [], "tolerations": tolerate})),
                 vec![],
                 None,
             ),
-            (pod(json!({"containers": [], "tolerations": tolerate, "nodeSelector": {"disk": "hdd"}})), vec![], Some("NodeAffinity")),
-            (pod(json!({"containers": [], "tolerations": tolerate, "nodeSelector": {"disk": "ssd"}})), vec![], None),
+            (pod(json!({"containers": []})), vec![], Some("NodeTaint")),
+            (
+                pod(
+                    json!({"containers": [], "tolerations": [{"key": "k", "value": "v", "effect": "NoExecute"}]}),
+                ),
+                vec![],
+                None,
+            ),
+            (
+                pod(json!({"containers": [], "tolerations": tolerate, "nodeSelector": {"disk": "hdd"}})),
+                vec![],
+                Some("NodeAffinity"),
+            ),
+            (
+                pod(json!({"containers": [], "tolerations": tolerate, "nodeSelector": {"disk": "ssd"}})),
+                vec![],
+                None,
+            ),
             (pod(affinity("Gt", json!(["4"]))), vec![], None),
             (pod(affinity("Gt", json!(["5"]))), vec![], Some("NodeAffinity")),
             (pod(cpu("2")), vec![], None),
@@ -257,7 +326,12 @@ mod tests {
         ];
         for (pod, others, expected) in table {
             let got = refuse(&pod, &offer, others.into_iter());
-            assert_eq!(got.as_ref().map(|verdict| verdict.reason.as_str()), expected, "{:?}", pod.spec);
+            assert_eq!(
+                got.as_ref().map(|verdict| verdict.reason.as_str()),
+                expected,
+                "{:?}",
+                pod.spec
+            );
         }
     }
 }

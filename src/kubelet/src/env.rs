@@ -73,7 +73,12 @@ pub fn referred_names(container: &Container) -> (BTreeSet<String>, BTreeSet<Stri
         maps.extend(from.config_map_ref.as_ref().map(|r| r.name.clone()));
         secrets.extend(from.secret_ref.as_ref().map(|r| r.name.clone()));
     }
-    for source in container.env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
+    for source in container
+        .env
+        .iter()
+        .flatten()
+        .filter_map(|env| env.value_from.as_ref())
+    {
         maps.extend(source.config_map_key_ref.as_ref().map(|r| r.name.clone()));
         secrets.extend(source.secret_key_ref.as_ref().map(|r| r.name.clone()));
     }
@@ -89,7 +94,11 @@ pub fn environment(
     services: &[Arc<Service>],
 ) -> Result<BTreeMap<String, String>, EnvError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-    let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
+    let links = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.enable_service_links)
+        .unwrap_or(true);
     let mut vars = service_variables(services, namespace, links);
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
@@ -119,7 +128,9 @@ pub fn environment(
     }
     for env in container.env.iter().flatten() {
         let value = match &env.value_from {
-            None => Some(expand(env.value.as_deref().unwrap_or_default(), |name| vars.get(name).cloned())),
+            None => Some(expand(env.value.as_deref().unwrap_or_default(), |name| {
+                vars.get(name).cloned()
+            })),
             Some(source) => {
                 if let Some(reference) = &source.field_ref {
                     Some(fields::field(pod, facts, &reference.field_path)?)
@@ -148,7 +159,11 @@ fn config_map_key(
 ) -> Result<Option<String>, EnvError> {
     let optional = reference.optional == Some(true);
     let Some(map) = referred.config_maps.get(&reference.name) else {
-        return if optional { Ok(None) } else { Err(EnvError::NoConfigMap(reference.name.clone())) };
+        return if optional {
+            Ok(None)
+        } else {
+            Err(EnvError::NoConfigMap(reference.name.clone()))
+        };
     };
     match map.data.as_ref().and_then(|data| data.get(&reference.key)) {
         Some(value) => Ok(Some(value.clone())),
@@ -168,14 +183,19 @@ fn secret_key(
 ) -> Result<Option<String>, EnvError> {
     let optional = reference.optional == Some(true);
     let Some(secret) = referred.secrets.get(&reference.name) else {
-        return if optional { Ok(None) } else { Err(EnvError::NoSecret(reference.name.clone())) };
+        return if optional {
+            Ok(None)
+        } else {
+            Err(EnvError::NoSecret(reference.name.clone()))
+        };
     };
     match secret.data.as_ref().and_then(|data| data.get(&reference.key)) {
         Some(value) => match String::from_utf8(value.0.clone()) {
             Ok(text) => Ok(Some(text)),
-            Err(_) => {
-                Err(EnvError::NotText { name: reference.name.clone(), key: reference.key.clone() })
-            }
+            Err(_) => Err(EnvError::NotText {
+                name: reference.name.clone(),
+                key: reference.key.clone(),
+            }),
         },
         None if optional => Ok(None),
         None => Err(EnvError::NoSecretKey {
@@ -228,20 +248,36 @@ fn service_variables(services: &[Arc<Service>], namespace: &str, links: bool) ->
     };
     let own = |service: &Service| links && service.metadata.namespace.as_deref() == Some(namespace);
     // The namespace's own service of the same name wins, so it comes last.
-    let ordered = services.iter().filter(|s| master(s)).chain(services.iter().filter(|s| own(s)));
+    let ordered = services
+        .iter()
+        .filter(|s| master(s))
+        .chain(services.iter().filter(|s| own(s)));
     for service in ordered {
         let Some(spec) = &service.spec else { continue };
-        let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { continue };
+        let Some(ip) = spec
+            .cluster_ip
+            .as_deref()
+            .filter(|ip| !ip.is_empty() && *ip != "None")
+        else {
+            continue;
+        };
         let ports = spec.ports.as_deref().unwrap_or_default();
         let Some(first) = ports.first() else { continue };
         let upper = |text: &str| text.to_uppercase().replace('-', "_");
         let name = upper(service.metadata.name.as_deref().unwrap_or_default());
-        let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+        let host = if ip.contains(':') {
+            format!("[{ip}]")
+        } else {
+            ip.to_owned()
+        };
         vars.insert(format!("{name}_SERVICE_HOST"), ip.to_owned());
         vars.insert(format!("{name}_SERVICE_PORT"), first.port.to_string());
         for (index, port) in ports.iter().enumerate() {
             if let Some(port_name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-                vars.insert(format!("{name}_SERVICE_PORT_{}", upper(port_name)), port.port.to_string());
+                vars.insert(
+                    format!("{name}_SERVICE_PORT_{}", upper(port_name)),
+                    port.port.to_string(),
+                );
             }
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             let lower = protocol.to_lowercase();
@@ -296,26 +332,37 @@ mod tests {
                 {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pw"}}},
                 {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                 {"name": "O", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "none", "optional": true}}}]});
-        let pod: Pod = parse(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"containers": [container]}}));
+        let pod: Pod =
+            parse(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"containers": [container]}}));
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let services: Vec<Arc<Service>> = vec![
             Arc::new(parse(json!({"metadata": {"name": "web", "namespace": "ns"},
                 "spec": {"clusterIP": "10.43.0.7", "ports": [{"name": "http-alt", "port": 80, "protocol": "TCP"}]}}))),
             Arc::new(parse(json!({"metadata": {"name": "other", "namespace": "other"},
                 "spec": {"clusterIP": "10.43.0.8", "ports": [{"port": 80}]}}))),
-            Arc::new(parse(json!({"metadata": {"name": "kubernetes", "namespace": "default"},
-                "spec": {"clusterIP": "10.43.0.1", "ports": [{"name": "https", "port": 443}]}}))),
+            Arc::new(parse(
+                json!({"metadata": {"name": "kubernetes", "namespace": "default"},
+                "spec": {"clusterIP": "10.43.0.1", "ports": [{"name": "https", "port": 443}]}}),
+            )),
             Arc::new(parse(json!({"metadata": {"name": "headless", "namespace": "ns"},
                 "spec": {"clusterIP": "None", "ports": [{"port": 80}]}}))),
         ];
         let mut referred = Referred::default();
-        referred.config_maps.insert("cm".into(), Arc::new(parse(json!({"metadata": {}, "data": {"k": "v"}}))));
+        referred.config_maps.insert(
+            "cm".into(),
+            Arc::new(parse(json!({"metadata": {}, "data": {"k": "v"}}))),
+        );
         let error = environment(&pod, container, &PodFacts::default(), &referred, &services).unwrap_err();
         assert_eq!(error.to_string(), "secret \"s\" not found");
-        referred.secrets.insert("s".into(), Arc::new(parse(json!({"metadata": {}, "data": {}}))));
+        referred
+            .secrets
+            .insert("s".into(), Arc::new(parse(json!({"metadata": {}, "data": {}}))));
         let error = environment(&pod, container, &PodFacts::default(), &referred, &services).unwrap_err();
         assert_eq!(error.to_string(), "couldn't find key pw in Secret ns/s");
-        referred.secrets.insert("s".into(), Arc::new(parse(json!({"metadata": {}, "data": {"pw": "c2VjcmV0"}}))));
+        referred.secrets.insert(
+            "s".into(),
+            Arc::new(parse(json!({"metadata": {}, "data": {"pw": "c2VjcmV0"}}))),
+        );
         let vars = environment(&pod, container, &PodFacts::default(), &referred, &services).unwrap();
         let expected = [
             ("A", "1"),

@@ -44,7 +44,11 @@ pub fn field(pod: &Pod, facts: &PodFacts, path: &str) -> Result<String, FieldErr
             "metadata.annotations" => &meta.annotations,
             _ => return Err(FieldError::UnknownPath(path.to_owned())),
         };
-        return Ok(map.as_ref().and_then(|map| map.get(key)).cloned().unwrap_or_default());
+        return Ok(map
+            .as_ref()
+            .and_then(|map| map.get(key))
+            .cloned()
+            .unwrap_or_default());
     }
     let spec = pod.spec.as_ref();
     Ok(match path {
@@ -54,9 +58,9 @@ pub fn field(pod: &Pod, facts: &PodFacts, path: &str) -> Result<String, FieldErr
         "metadata.labels" => format_map(meta.labels.as_ref()),
         "metadata.annotations" => format_map(meta.annotations.as_ref()),
         "spec.nodeName" => spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
-        "spec.serviceAccountName" => {
-            spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".into())
-        }
+        "spec.serviceAccountName" => spec
+            .and_then(|spec| spec.service_account_name.clone())
+            .unwrap_or_else(|| "default".into()),
         "status.hostIP" => facts.host_ips.first().cloned().unwrap_or_default(),
         "status.hostIPs" => facts.host_ips.join(","),
         "status.podIP" => facts.ips.first().cloned().unwrap_or_default(),
@@ -73,8 +77,11 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// One `key="value"` a line, sorted, values quoted the way Go quotes.
 fn format_map(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> =
-        map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quote(value))).collect();
+    let lines: Vec<String> = map
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", quote(value)))
+        .collect();
     lines.join("\n")
 }
 
@@ -118,7 +125,11 @@ pub fn resource_field(
         "requests" => resources::request(resources, name).unwrap_or(0),
         "limits" => resources::limit(resources, name).unwrap_or_else(|| {
             let quantity = facts.allocatable.get(name);
-            let read = if name == "cpu" { resources::milli } else { resources::whole };
+            let read = if name == "cpu" {
+                resources::milli
+            } else {
+                resources::whole
+            };
             quantity.and_then(read).unwrap_or(0)
         }),
         _ => return Err(unknown()),
@@ -126,7 +137,11 @@ pub fn resource_field(
     let divisor = selector.divisor.clone().unwrap_or_else(|| Quantity("1".into()));
     let bad = || FieldError::BadDivisor(divisor.0.clone());
     // cpu is counted in thousandths, so the divisor is too.
-    let divisor_value = if name == "cpu" { resources::milli(&divisor) } else { resources::whole(&divisor) };
+    let divisor_value = if name == "cpu" {
+        resources::milli(&divisor)
+    } else {
+        resources::whole(&divisor)
+    };
     let divisor_value = match divisor_value.ok_or_else(bad)? {
         0 if divisor.0.trim().starts_with('0') => {
             if name == "cpu" {
@@ -138,7 +153,10 @@ pub fn resource_field(
         value if value > 0 => value,
         _ => return Err(bad()),
     };
-    Ok(value.div_euclid(divisor_value).saturating_add(i64::from(value % divisor_value != 0)).to_string())
+    Ok(value
+        .div_euclid(divisor_value)
+        .saturating_add(i64::from(value % divisor_value != 0))
+        .to_string())
 }
 
 #[cfg(test)]

@@ -37,10 +37,13 @@ pub fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<String>) {
         name.truncate(end);
         name.truncate(name.trim_end_matches(['-', '.']).len());
     }
-    let domain = spec.and_then(|spec| spec.subdomain.as_deref()).filter(|s| !s.is_empty()).map(|subdomain| {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        format!("{subdomain}.{namespace}.svc.{cluster_domain}")
-    });
+    let domain = spec
+        .and_then(|spec| spec.subdomain.as_deref())
+        .filter(|s| !s.is_empty())
+        .map(|subdomain| {
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+            format!("{subdomain}.{namespace}.svc.{cluster_domain}")
+        });
     (name, domain)
 }
 
@@ -70,7 +73,11 @@ pub fn hosts(pod: &Pod, ips: &[IpAddr], cluster_domain: &str, host_file: Option<
             out
         }
     };
-    let aliases = pod.spec.as_ref().and_then(|spec| spec.host_aliases.as_deref()).unwrap_or_default();
+    let aliases = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.host_aliases.as_deref())
+        .unwrap_or_default();
     if !aliases.is_empty() {
         out.push_str("\n# Entries added by HostAliases.\n");
         for alias in aliases {
@@ -96,7 +103,9 @@ pub struct DnsFacts {
 pub fn resolver(pod: &Pod, facts: &DnsFacts) -> DnsConfig {
     let spec = pod.spec.as_ref();
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
-    let policy = spec.and_then(|spec| spec.dns_policy.as_deref()).unwrap_or("ClusterFirst");
+    let policy = spec
+        .and_then(|spec| spec.dns_policy.as_deref())
+        .unwrap_or("ClusterFirst");
     let host = parse(&facts.host_resolv);
     let cluster = match policy {
         "ClusterFirst" => !host_network,
@@ -108,8 +117,11 @@ pub fn resolver(pod: &Pod, facts: &DnsFacts) -> DnsConfig {
     } else if cluster {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let domain = &facts.cluster_domain;
-        let mut searches =
-            vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+        let mut searches = vec![
+            format!("{namespace}.svc.{domain}"),
+            format!("svc.{domain}"),
+            domain.to_owned(),
+        ];
         searches.extend(host.searches);
         DnsConfig {
             servers: facts.cluster_dns.iter().map(ToString::to_string).collect(),
@@ -123,12 +135,15 @@ pub fn resolver(pod: &Pod, facts: &DnsFacts) -> DnsConfig {
         conf.servers.extend(config.nameservers.iter().flatten().cloned());
         conf.searches.extend(config.searches.iter().flatten().cloned());
         for option in config.options.iter().flatten() {
-            let Some(name) = option.name.as_deref() else { continue };
+            let Some(name) = option.name.as_deref() else {
+                continue;
+            };
             conf.options.retain(|have| have.split(':').next() != Some(name));
-            conf.options.push(match option.value.as_deref().filter(|value| !value.is_empty()) {
-                Some(value) => format!("{name}:{value}"),
-                None => name.to_owned(),
-            });
+            conf.options
+                .push(match option.value.as_deref().filter(|value| !value.is_empty()) {
+                    Some(value) => format!("{name}:{value}"),
+                    None => name.to_owned(),
+                });
         }
     }
     dedupe(&mut conf.servers);
@@ -165,7 +180,8 @@ mod tests {
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec}))
+            .unwrap()
     }
 
     fn facts() -> DnsFacts {
@@ -178,13 +194,18 @@ mod tests {
 
     #[test]
     fn resolvers() {
-        let cluster =
-            "shop.svc.cluster.local svc.cluster.local cluster.local lan | 10.43.0.10 | ndots:5";
+        let cluster = "shop.svc.cluster.local svc.cluster.local cluster.local lan | 10.43.0.10 | ndots:5";
         let host = "lan | 192.0.2.53 | rotate";
         let table = [
             (json!({"containers": []}), cluster),
-            (json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirst"}), host),
-            (json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), cluster),
+            (
+                json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirst"}),
+                host,
+            ),
+            (
+                json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}),
+                cluster,
+            ),
             (json!({"containers": [], "dnsPolicy": "Default"}), host),
             (
                 json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["9.9.9.9"],
@@ -194,8 +215,12 @@ mod tests {
         ];
         for (spec, expected) in table {
             let conf = resolver(&pod(spec.clone()), &facts());
-            let text =
-                format!("{} | {} | {}", conf.searches.join(" "), conf.servers.join(" "), conf.options.join(" "));
+            let text = format!(
+                "{} | {} | {}",
+                conf.searches.join(" "),
+                conf.servers.join(" "),
+                conf.options.join(" ")
+            );
             assert_eq!(text, expected, "{spec}");
         }
     }
@@ -204,7 +229,10 @@ mod tests {
     fn hosts_files() {
         let ips = ["10.42.0.5".parse().unwrap()];
         let plain = hosts(&pod(json!({"containers": []})), &ips, "cluster.local", None);
-        assert!(plain.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"), "{plain}");
+        assert!(
+            plain.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"),
+            "{plain}"
+        );
         assert!(plain.ends_with("10.42.0.5\tweb-0\n"), "{plain}");
         let sub = hosts(
             &pod(json!({"containers": [], "hostname": "h", "subdomain": "db",
@@ -213,10 +241,24 @@ mod tests {
             "cluster.local",
             None,
         );
-        assert!(sub.contains("10.42.0.5\th.db.shop.svc.cluster.local\th\n"), "{sub}");
-        assert!(sub.ends_with("\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"), "{sub}");
-        let host = hosts(&pod(json!({"containers": []})), &ips, "cluster.local", Some("127.0.0.1 box"));
-        assert_eq!(host, "# Kubernetes-managed hosts file (host network).\n127.0.0.1 box\n");
+        assert!(
+            sub.contains("10.42.0.5\th.db.shop.svc.cluster.local\th\n"),
+            "{sub}"
+        );
+        assert!(
+            sub.ends_with("\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"),
+            "{sub}"
+        );
+        let host = hosts(
+            &pod(json!({"containers": []})),
+            &ips,
+            "cluster.local",
+            Some("127.0.0.1 box"),
+        );
+        assert_eq!(
+            host,
+            "# Kubernetes-managed hosts file (host network).\n127.0.0.1 box\n"
+        );
     }
 
     #[test]

@@ -29,6 +29,9 @@ const RUNTIME_RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest wait for a runtime that does not answer.
 const RUNTIME_RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// Wait before a worker that ended by a bug is replaced.
+const WORKER_RESTART: Duration = Duration::from_secs(5);
+
 /// Why a kubelet cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeletError {
@@ -62,7 +65,10 @@ pub struct PodEntry {
 impl PodEntry {
     /// The newest container of a name; with `previous` the one before it.
     pub fn container(&self, name: &str, previous: bool) -> Option<&Container> {
-        self.containers.iter().filter(|container| container.name == name).nth(usize::from(previous))
+        self.containers
+            .iter()
+            .filter(|container| container.name == name)
+            .nth(usize::from(previous))
     }
 
     /// The name of the container meant when none is named: the annotated default or the first one.
@@ -71,7 +77,10 @@ impl PodEntry {
         let named = annotations.and_then(|map| map.get("kubectl.kubernetes.io/default-container"));
         let spec = self.pod.spec.as_ref()?;
         let exists = |name: &String| spec.containers.iter().any(|container| container.name == *name);
-        named.filter(|name| exists(name)).or(spec.containers.first().map(|c| &c.name)).map(String::as_str)
+        named
+            .filter(|name| exists(name))
+            .or(spec.containers.first().map(|c| &c.name))
+            .map(String::as_str)
     }
 
     /// The sandbox containers run in now.
@@ -89,7 +98,10 @@ pub struct Kubelet {
 impl Kubelet {
     /// A kubelet that does nothing until it is run.
     pub fn new(config: Config) -> Arc<Kubelet> {
-        Arc::new(Kubelet { config, shared: OnceLock::new() })
+        Arc::new(Kubelet {
+            config,
+            shared: OnceLock::new(),
+        })
     }
 
     /// The configuration.
@@ -120,7 +132,9 @@ impl Kubelet {
 
     /// All pods of the node.
     pub fn pods(&self) -> Vec<PodEntry> {
-        let Some(shared) = self.shared.get() else { return Vec::new() };
+        let Some(shared) = self.shared.get() else {
+            return Vec::new();
+        };
         let shown = shared.shown.read();
         let entry = |shown: &crate::pod::apply::Shown| PodEntry {
             pod: shown.pod.clone(),
@@ -134,8 +148,15 @@ impl Kubelet {
     /// Runs until `shutdown`. Containers live on.
     pub async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), KubeletError> {
         let config = &self.config;
-        for dir in [config.dirs.root.join("pods"), config.dirs.pod_logs.clone(), config.dirs.container_logs.clone()] {
-            std::fs::create_dir_all(&dir).map_err(|source| KubeletError::Folder { path: dir.clone(), source })?;
+        for dir in [
+            config.dirs.root.join("pods"),
+            config.dirs.pod_logs.clone(),
+            config.dirs.container_logs.clone(),
+        ] {
+            std::fs::create_dir_all(&dir).map_err(|source| KubeletError::Folder {
+                path: dir.clone(),
+                source,
+            })?;
         }
         if let Err(error) = mounts::make_shared(&config.dirs.root) {
             tracing::warn!(%error, "mounts made inside containers will not reach other containers");
@@ -146,8 +167,14 @@ impl Kubelet {
         let allocatable = machine::allocatable(&capacity, &config.reserved);
         let cgroups = Cgroups::new(Layout::detect(&config.dirs.cgroup_mount), &config.cgroup_root);
         let cpu = allocatable.get("cpu").and_then(resources::milli).unwrap_or(0);
-        let all = Limits { cpu_shares: Some(convert::shares(cpu)), ..Limits::default() };
-        let least = Limits { cpu_shares: Some(convert::MIN_SHARES), ..Limits::default() };
+        let all = Limits {
+            cpu_shares: Some(convert::shares(cpu)),
+            ..Limits::default()
+        };
+        let least = Limits {
+            cpu_shares: Some(convert::MIN_SHARES),
+            ..Limits::default()
+        };
         let groups = [
             (cgroups.all_pods(), all),
             (cgroups.class(Qos::Burstable), least),
@@ -159,12 +186,25 @@ impl Kubelet {
             }
         }
         let recorder = Recorder::new(config.client.clone(), "kubelet", &config.node_name, &shutdown);
-        let node = node::NodeKeeper::new(config.clone(), facts, capacity, allocatable.clone(), recorder.clone());
-        shutdown.spawn_until_cancelled("node status", node.run());
-        let pods = config.informers.get_with::<Pod>(Selection::fields(format!("spec.nodeName={}", config.node_name)));
+        let nodes = config
+            .informers
+            .get_with::<Node>(Selection::named(None, &config.node_name));
+        let keeper = node::NodeKeeper::new(
+            config.clone(),
+            facts,
+            capacity,
+            allocatable.clone(),
+            recorder.clone(),
+            nodes.clone(),
+        );
+        shutdown.spawn_until_cancelled("node status", keeper.run());
+        let pods = config
+            .informers
+            .get_with::<Pod>(Selection::fields(format!("spec.nodeName={}", config.node_name)));
         let services = config.informers.get::<Service>();
-        let nodes = config.informers.get_with::<Node>(Selection::named(None, &config.node_name));
-        let Some(name) = self.runtime_name(&shutdown).await else { return Ok(()) };
+        let Some(name) = self.runtime_name(&shutdown).await else {
+            return Ok(());
+        };
         let shared = Arc::new(Shared::new(
             config.clone(),
             recorder,
@@ -226,11 +266,19 @@ struct Dispatch {
     shutdown: Shutdown,
     workers: HashMap<String, Entry>,
     tasks: JoinSet<String>,
+    uids: HashMap<tokio::task::Id, String>,
 }
 
 impl Dispatch {
     fn new(shared: Arc<Shared>, pods: Informer<Pod>, shutdown: Shutdown) -> Dispatch {
-        Dispatch { shared, pods, shutdown, workers: HashMap::new(), tasks: JoinSet::new() }
+        Dispatch {
+            shared,
+            pods,
+            shutdown,
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+            uids: HashMap::new(),
+        }
     }
 
     async fn run(mut self) {
@@ -257,22 +305,38 @@ impl Dispatch {
                         tokio::time::sleep(RUNTIME_RETRY_FIRST).await;
                     }
                 },
-                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.ended(ended),
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.ended(ended),
             }
         }
         while self.tasks.join_next().await.is_some() {}
     }
 
     fn start(&mut self, pod: Arc<Pod>, gone: bool) {
+        self.start_after(Duration::ZERO, pod, gone);
+    }
+
+    fn start_after(&mut self, delay: Duration, pod: Arc<Pod>, gone: bool) {
         let uid = spec::uid(&pod).to_owned();
         let inbox = Arc::new(Inbox::default());
-        self.workers.insert(uid.clone(), Entry { inbox: inbox.clone(), ended: false, gone });
+        self.workers.insert(
+            uid.clone(),
+            Entry {
+                inbox: inbox.clone(),
+                ended: false,
+                gone,
+            },
+        );
         let worker = Worker::new(self.shared.clone(), inbox, pod, gone, &self.shutdown);
         let shutdown = self.shutdown.clone();
-        self.tasks.spawn(async move {
-            worker.run(shutdown).await;
-            uid
+        let task = self.tasks.spawn({
+            let uid = uid.clone();
+            async move {
+                tokio::time::sleep(delay).await;
+                worker.run(shutdown).await;
+                uid
+            }
         });
+        self.uids.insert(task.id(), uid);
     }
 
     fn change(&mut self, change: Change<Pod>) {
@@ -304,9 +368,10 @@ impl Dispatch {
         }
     }
 
-    fn ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+    fn ended(&mut self, ended: Result<(tokio::task::Id, String), tokio::task::JoinError>) {
         match ended {
-            Ok(uid) => {
+            Ok((id, uid)) => {
+                self.uids.remove(&id);
                 if self.shutdown.is_cancelled() {
                     return;
                 }
@@ -318,7 +383,19 @@ impl Dispatch {
                     }
                 }
             }
-            Err(error) => tracing::error!(%error, "a pod's worker ended by a bug"),
+            Err(error) => {
+                // A bug in one worker must not leave its pod alone: a new one adopts what there is.
+                let Some(uid) = self.uids.remove(&error.id()) else {
+                    return;
+                };
+                tracing::error!(%error, uid, "a pod's worker ended by a bug; starting another");
+                let pod = self.pods.list().into_iter().find(|pod| spec::uid(pod) == uid);
+                let shown = self.shared.shown.read().get(&uid).map(|shown| shown.pod.clone());
+                let gone = pod.is_none();
+                if let Some(pod) = pod.or(shown).filter(|_| !self.shutdown.is_cancelled()) {
+                    self.start_after(WORKER_RESTART, pod, gone);
+                }
+            }
         }
     }
 
@@ -335,7 +412,10 @@ impl Dispatch {
             }
         };
         let shown = self.shared.shown.read();
-        let uid = shown.iter().find(|(_, shown)| shown.sandboxes.iter().any(|s| s.id == *sandbox)).map(|(uid, _)| uid);
+        let uid = shown
+            .iter()
+            .find(|(_, shown)| shown.sandboxes.iter().any(|s| s.id == *sandbox))
+            .map(|(uid, _)| uid);
         if let Some(entry) = uid.and_then(|uid| self.workers.get(uid)) {
             entry.inbox.runtime();
         }
@@ -343,7 +423,12 @@ impl Dispatch {
 
     /// Pods that were deleted while this process was away: sandboxes, folders and groups nobody asks for.
     async fn orphans(&mut self) {
-        let known: HashSet<String> = self.pods.list().iter().map(|pod| spec::uid(pod).to_owned()).collect();
+        let known: HashSet<String> = self
+            .pods
+            .list()
+            .iter()
+            .map(|pod| spec::uid(pod).to_owned())
+            .collect();
         let mut backoff = Backoff::new(RUNTIME_RETRY_FIRST, RUNTIME_RETRY_MAX);
         let sandboxes = loop {
             match self.shared.config.runtime.sandboxes().await {
@@ -362,7 +447,10 @@ impl Dispatch {
                 self.start(Arc::new(pod_of(sandbox)), true);
             }
         }
-        let folders = std::fs::read_dir(self.shared.config.dirs.root.join("pods")).into_iter().flatten().flatten();
+        let folders = std::fs::read_dir(self.shared.config.dirs.root.join("pods"))
+            .into_iter()
+            .flatten()
+            .flatten();
         let folders = folders.filter_map(|entry| entry.file_name().into_string().ok());
         let groups = self.shared.cgroups.pods().into_iter().map(|(_, uid)| uid);
         let leftovers: HashSet<String> = folders.chain(groups).collect();

@@ -68,9 +68,15 @@ impl Drop for Guard {
         let Some(owner) = self.owner.upgrade() else { return };
         let mut guards = owner.guards.lock();
         // Somebody may have leased the object again since the count reached zero: then the watch is theirs.
-        if guards.get(&self.key).is_some_and(|guard| guard.strong_count() == 0) {
+        if guards
+            .get(&self.key)
+            .is_some_and(|guard| guard.strong_count() == 0)
+        {
             guards.remove(&self.key);
-            (self.release)(&owner.informers, &Selection::named(Some(&self.key.1), &self.key.2));
+            (self.release)(
+                &owner.informers,
+                &Selection::named(Some(&self.key.1), &self.key.2),
+            );
         }
     }
 }
@@ -83,14 +89,22 @@ pub struct Lease<K> {
 
 impl<K> Clone for Lease<K> {
     fn clone(&self) -> Self {
-        Lease { informer: self.informer.clone(), guard: self.guard.clone() }
+        Lease {
+            informer: self.informer.clone(),
+            guard: self.guard.clone(),
+        }
     }
 }
 
 impl Objects {
     /// No watches yet.
     pub fn new(informers: Informers) -> Objects {
-        Objects { inner: Arc::new(Inner { informers, guards: Mutex::new(HashMap::new()) }) }
+        Objects {
+            inner: Arc::new(Inner {
+                informers,
+                guards: Mutex::new(HashMap::new()),
+            }),
+        }
     }
 
     /// Watches one object for as long as the lease lives.
@@ -109,7 +123,10 @@ impl Objects {
                 guard
             }
         };
-        let informer = self.inner.informers.get_with::<K>(Selection::named(Some(namespace), name));
+        let informer = self
+            .inner
+            .informers
+            .get_with::<K>(Selection::named(Some(namespace), name));
         drop(guards);
         Lease { informer, guard }
     }
@@ -119,8 +136,15 @@ impl<K: Leasable> Lease<K> {
     /// The object, or `None` when it does not exist. Waits for the first answer of the API server.
     pub async fn get(&self) -> Result<Option<Arc<K>>, ObjectError> {
         let (kind, namespace, name) = &self.guard.key;
-        if tokio::time::timeout(FIRST_ANSWER, self.informer.synced()).await.is_err() {
-            return Err(ObjectError::NotSynced { kind, namespace: namespace.clone(), name: name.clone() });
+        if tokio::time::timeout(FIRST_ANSWER, self.informer.synced())
+            .await
+            .is_err()
+        {
+            return Err(ObjectError::NotSynced {
+                kind,
+                namespace: namespace.clone(),
+                name: name.clone(),
+            });
         }
         Ok(self.informer.get(&format!("{namespace}/{name}")))
     }

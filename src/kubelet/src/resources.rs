@@ -9,7 +9,14 @@ use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// The suffixes of a quantity and the power they stand for, binary ones first because `Ki` also ends in `i`.
-const BINARY: [(&str, u32); 6] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40), ("Pi", 50), ("Ei", 60)];
+const BINARY: [(&str, u32); 6] = [
+    ("Ki", 10),
+    ("Mi", 20),
+    ("Gi", 30),
+    ("Ti", 40),
+    ("Pi", 50),
+    ("Ei", 60),
+];
 /// Decimal suffixes and their power of ten.
 const DECIMAL: [(&str, i32); 10] = [
     ("n", -9),
@@ -96,7 +103,10 @@ fn mantissa(number: &str) -> Option<(i128, i32)> {
         }
         value = value * 10 + i128::from(byte - b'0');
     }
-    Some((if negative { -value } else { value }, i32::try_from(fraction.len()).ok()?))
+    Some((
+        if negative { -value } else { value },
+        i32::try_from(fraction.len()).ok()?,
+    ))
 }
 
 /// The quality-of-service class of a pod.
@@ -124,14 +134,22 @@ impl Qos {
 /// One resource out of a request or limit list; zero and unparsable quantities count as absent.
 fn amount(list: Option<&BTreeMap<String, Quantity>>, name: &str) -> Option<i64> {
     let quantity = list?.get(name)?;
-    let value = if name == "cpu" { milli(quantity) } else { whole(quantity) }?;
+    let value = if name == "cpu" {
+        milli(quantity)
+    } else {
+        whole(quantity)
+    }?;
     (value > 0).then_some(value)
 }
 
 /// The request of a container: cpu in thousandths, everything else in units. A limit without a request counts.
 pub fn request(resources: Option<&ResourceRequirements>, name: &str) -> Option<i64> {
     let resources = resources?;
-    if resources.requests.as_ref().is_some_and(|list| list.contains_key(name)) {
+    if resources
+        .requests
+        .as_ref()
+        .is_some_and(|list| list.contains_key(name))
+    {
         return amount(resources.requests.as_ref(), name);
     }
     amount(resources.limits.as_ref(), name)
@@ -149,7 +167,12 @@ pub fn is_sidecar(container: &Container) -> bool {
 
 /// Init containers and containers, in the order they start.
 pub fn all_containers(pod: &Pod) -> impl Iterator<Item = &Container> {
-    pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(spec.containers.iter()))
+    pod.spec.iter().flat_map(|spec| {
+        spec.init_containers
+            .iter()
+            .flatten()
+            .chain(spec.containers.iter())
+    })
 }
 
 /// The class a pod belongs to.
@@ -165,7 +188,9 @@ pub fn qos(pod: &Pod) -> Qos {
     let pod_level = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref());
     let lists: Vec<Option<&ResourceRequirements>> = match pod_level {
         Some(resources) => vec![Some(resources)],
-        None => all_containers(pod).map(|container| container.resources.as_ref()).collect(),
+        None => all_containers(pod)
+            .map(|container| container.resources.as_ref())
+            .collect(),
     };
     let mut any = false;
     let mut guaranteed = true;
@@ -206,7 +231,11 @@ fn pod_total(
         complete &= value.is_some();
         value.unwrap_or(0)
     };
-    let mut running = spec.containers.iter().map(&mut of).fold(0i64, i64::saturating_add);
+    let mut running = spec
+        .containers
+        .iter()
+        .map(&mut of)
+        .fold(0i64, i64::saturating_add);
     let mut sidecars = 0i64;
     let mut peak = 0i64;
     for container in spec.init_containers.iter().flatten() {
@@ -236,7 +265,12 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory: i64) -> i32 
     const GUARANTEED: i32 = -997;
     const BEST_EFFORT: i32 = 1000;
     const NODE_CRITICAL_PRIORITY: i32 = 2_000_001_000;
-    if pod.spec.as_ref().and_then(|spec| spec.priority).is_some_and(|p| p >= NODE_CRITICAL_PRIORITY) {
+    if pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.priority)
+        .is_some_and(|p| p >= NODE_CRITICAL_PRIORITY)
+    {
         return GUARANTEED;
     }
     match qos(pod) {
@@ -291,9 +325,18 @@ mod tests {
         let both = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
         let table = [
             (json!({"containers": [{"name": "a"}]}), Qos::BestEffort),
-            (json!({"containers": [{"name": "a", "resources": both}]}), Qos::Guaranteed),
-            (json!({"containers": [{"name": "a", "resources": both}, {"name": "b"}]}), Qos::Burstable),
-            (json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}]}), Qos::Burstable),
+            (
+                json!({"containers": [{"name": "a", "resources": both}]}),
+                Qos::Guaranteed,
+            ),
+            (
+                json!({"containers": [{"name": "a", "resources": both}, {"name": "b"}]}),
+                Qos::Burstable,
+            ),
+            (
+                json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}]}),
+                Qos::Burstable,
+            ),
             (
                 json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a", "resources": both}]}),
                 Qos::Burstable,

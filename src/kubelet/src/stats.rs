@@ -50,7 +50,14 @@ impl Rates {
             readings.insert(id.to_owned(), Reading { at, used_ns, rate });
             return rate;
         }
-        readings.insert(id.to_owned(), Reading { at, used_ns, rate: None });
+        readings.insert(
+            id.to_owned(),
+            Reading {
+                at,
+                used_ns,
+                rate: None,
+            },
+        );
         None
     }
 }
@@ -85,7 +92,10 @@ fn interfaces(text: &str) -> Vec<Value> {
     text.lines()
         .filter_map(|line| {
             let (name, numbers) = line.split_once(':')?;
-            let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+            let numbers: Vec<u64> = numbers
+                .split_whitespace()
+                .filter_map(|n| n.parse().ok())
+                .collect();
             let name = name.trim();
             (name != "lo" && numbers.len() >= 11).then(|| {
                 json!({"name": name, "rxBytes": numbers[0], "rxErrors": numbers[2], "txBytes": numbers[8],
@@ -101,7 +111,11 @@ fn network(pid: Option<u32>, at: SystemTime) -> Option<Value> {
         None => "/proc/net/dev".to_owned(),
     };
     let list = interfaces(&std::fs::read_to_string(path).ok()?);
-    let first = list.iter().find(|one| one["name"] == "eth0").or(list.first())?.clone();
+    let first = list
+        .iter()
+        .find(|one| one["name"] == "eth0")
+        .or(list.first())?
+        .clone();
     let mut value = first;
     value["time"] = time(at);
     value["interfaces"] = json!(list);
@@ -131,8 +145,16 @@ fn machine_cpu_ns() -> u64 {
         .flat_map(|line| line.split_whitespace().skip(1))
         .filter_map(|n| n.parse().ok())
         .collect();
-    let busy: u64 = numbers.iter().enumerate().filter(|(n, _)| !matches!(n, 3 | 4 | 8 | 9)).map(|(_, v)| v).sum();
-    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    let busy: u64 = numbers
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| !matches!(n, 3 | 4 | 8 | 9))
+        .map(|(_, v)| v)
+        .sum();
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
+        .ok()
+        .flatten()
+        .unwrap_or(100);
     busy.saturating_mul(1_000_000_000 / u64::try_from(ticks).unwrap_or(100).max(1))
 }
 
@@ -173,9 +195,14 @@ impl Kubelet {
     async fn pod_summary(&self, entry: &PodEntry, rates: &Rates, now: SystemTime) -> Value {
         let mut containers = Vec::new();
         let (mut cpu_ns, mut usage, mut working_set, mut rss, mut processes) = (0u64, 0u64, 0u64, 0u64, 0u64);
-        let running = entry.containers.iter().filter(|c| c.state == ContainerState::Running);
+        let running = entry
+            .containers
+            .iter()
+            .filter(|c| c.state == ContainerState::Running);
         for container in running.clone() {
-            let Ok(stats) = self.runtime().container_stats(&container.id).await else { continue };
+            let Ok(stats) = self.runtime().container_stats(&container.id).await else {
+                continue;
+            };
             cpu_ns = cpu_ns.saturating_add(stats.cpu_usage_ns);
             usage = usage.saturating_add(stats.memory_usage_bytes);
             working_set = working_set.saturating_add(stats.memory_working_set_bytes);
@@ -222,8 +249,16 @@ mod tests {
         let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         assert_eq!(rates.rate("a", at(10), 1_000), None);
         assert_eq!(rates.rate("a", at(20), 5_000_001_000), Some(500_000_000));
-        assert_eq!(rates.rate("a", at(20), 9_000_000_000), Some(500_000_000), "too close: the last rate");
-        assert_eq!(rates.rate("a", at(30), 0), None, "a counter that went back makes no rate");
+        assert_eq!(
+            rates.rate("a", at(20), 9_000_000_000),
+            Some(500_000_000),
+            "too close: the last rate"
+        );
+        assert_eq!(
+            rates.rate("a", at(30), 0),
+            None,
+            "a counter that went back makes no rate"
+        );
     }
 
     #[test]
@@ -232,6 +267,9 @@ mod tests {
                     eth0: 10 1 3 0 0 0 0 0 20 1 4 0 0 0 0 0\n";
         let list = interfaces(text);
         assert_eq!(list.len(), 1);
-        assert_eq!((&list[0]["rxBytes"], &list[0]["txBytes"], &list[0]["txErrors"]), (&json!(10), &json!(20), &json!(4)));
+        assert_eq!(
+            (&list[0]["rxBytes"], &list[0]["txBytes"], &list[0]["txErrors"]),
+            (&json!(10), &json!(20), &json!(4))
+        );
     }
 }

@@ -62,7 +62,11 @@ pub struct Tokens {
 impl Tokens {
     /// No tokens yet.
     pub fn new(client: Client, clock: Arc<dyn Clock>) -> Tokens {
-        Tokens { client, clock, kept: Arc::default() }
+        Tokens {
+            client,
+            clock,
+            kept: Arc::default(),
+        }
     }
 
     /// A token of the pod's service account, bound to the pod.
@@ -73,12 +77,16 @@ impl Tokens {
         life_s: Option<i64>,
     ) -> Result<Token, TokenError> {
         let spec = pod.spec.as_ref();
-        let account = spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".into());
+        let account = spec
+            .and_then(|spec| spec.service_account_name.clone())
+            .unwrap_or_else(|| "default".into());
         let life_s = life_s.unwrap_or(DEFAULT_LIFE_S);
         let key = Key {
             uid: spec::uid(pod).to_owned(),
             account: account.clone(),
-            audience: audience.filter(|audience| !audience.is_empty()).map(str::to_owned),
+            audience: audience
+                .filter(|audience| !audience.is_empty())
+                .map(str::to_owned),
             life_s,
         };
         let now = self.clock.now();
@@ -95,7 +103,10 @@ impl Tokens {
             Err(error) => match kept.filter(|token| token.expires_at > now) {
                 Some(token) => {
                     tracing::warn!(pod = spec::full_name(pod), %error, "token not renewed, the old one is kept");
-                    let retry = Token { renew_at: now + Duration::from_secs(60), ..token };
+                    let retry = Token {
+                        renew_at: now + Duration::from_secs(60),
+                        ..token
+                    };
                     Ok(retry)
                 }
                 None => Err(error),
@@ -124,13 +135,24 @@ impl Tokens {
             .create_token_request(account, &PostParams::default(), &request)
             .await
             .map_err(|error| TokenError::Request(Box::new(error)))?;
-        let status = answer.status.ok_or_else(|| TokenError::Empty(account.to_owned()))?;
-        let text = status.token.filter(|t| !t.is_empty()).ok_or_else(|| TokenError::Empty(account.to_owned()))?;
+        let status = answer
+            .status
+            .ok_or_else(|| TokenError::Empty(account.to_owned()))?;
+        let text = status
+            .token
+            .filter(|t| !t.is_empty())
+            .ok_or_else(|| TokenError::Empty(account.to_owned()))?;
         let expires_at: SystemTime = status
             .expiration_timestamp
-            .map_or(asked_at + Duration::from_secs(DEFAULT_LIFE_S as u64), |time| time.0.into());
+            .map_or(asked_at + Duration::from_secs(DEFAULT_LIFE_S as u64), |time| {
+                time.0.into()
+            });
         let life = expires_at.duration_since(asked_at).unwrap_or_default();
-        Ok(Token { text, renew_at: asked_at + life.mul_f64(RENEW_AT).min(RENEW_AFTER), expires_at })
+        Ok(Token {
+            text,
+            renew_at: asked_at + life.mul_f64(RENEW_AT).min(RENEW_AFTER),
+            expires_at,
+        })
     }
 
     /// Forgets the tokens of a pod.

@@ -67,7 +67,12 @@ pub fn pod_limits(pod: &Pod, pids: Option<i64>) -> Limits {
             memory_bytes: if memory_complete { memory } else { None },
             pids,
         },
-        Qos::BestEffort => Limits { cpu_shares: Some(MIN_SHARES), cpu_quota_us: None, memory_bytes: None, pids },
+        Qos::BestEffort => Limits {
+            cpu_shares: Some(MIN_SHARES),
+            cpu_quota_us: None,
+            memory_bytes: None,
+            pids,
+        },
     }
 }
 
@@ -77,7 +82,10 @@ pub fn burstable_limits<'a>(pods: impl Iterator<Item = &'a Pod>) -> Limits {
         .filter(|pod| resources::qos(pod) == Qos::Burstable)
         .map(|pod| resources::pod_request(pod, "cpu"))
         .fold(0i64, i64::saturating_add);
-    Limits { cpu_shares: Some(shares(milli)), ..Limits::default() }
+    Limits {
+        cpu_shares: Some(shares(milli)),
+        ..Limits::default()
+    }
 }
 
 #[cfg(test)]
@@ -87,13 +95,26 @@ mod tests {
 
     #[test]
     fn figures() {
-        for (milli, expected) in [(0, 2), (1, 2), (10, 10), (500, 512), (1000, 1024), (1_000_000, 262_144)] {
+        for (milli, expected) in [
+            (0, 2),
+            (1, 2),
+            (10, 10),
+            (500, 512),
+            (1000, 1024),
+            (1_000_000, 262_144),
+        ] {
             assert_eq!(shares(milli), expected, "shares of {milli}m");
         }
         for (shares, expected) in [(2, 1), (1024, 100), (262_144, 10_000), (0, 1), (u64::MAX, 10_000)] {
             assert_eq!(weight(shares), expected, "weight of {shares}");
         }
-        for (milli, expected) in [(0, None), (-1, None), (5, Some(1000)), (100, Some(10_000)), (2000, Some(200_000))] {
+        for (milli, expected) in [
+            (0, None),
+            (-1, None),
+            (5, Some(1000)),
+            (100, Some(10_000)),
+            (2000, Some(200_000)),
+        ] {
             assert_eq!(quota(milli), expected, "quota of {milli}m");
         }
     }
@@ -114,9 +135,24 @@ mod tests {
                 pids: Some(100)
             }
         );
-        let burstable = pod_limits(&pod(json!([{"name": "a", "resources": full}, {"name": "b"}])), None);
-        assert_eq!(burstable, Limits { cpu_shares: Some(512), ..Limits::default() });
+        let burstable = pod_limits(
+            &pod(json!([{"name": "a", "resources": full}, {"name": "b"}])),
+            None,
+        );
+        assert_eq!(
+            burstable,
+            Limits {
+                cpu_shares: Some(512),
+                ..Limits::default()
+            }
+        );
         let best = pod_limits(&pod(json!([{"name": "a"}])), None);
-        assert_eq!(best, Limits { cpu_shares: Some(2), ..Limits::default() });
+        assert_eq!(
+            best,
+            Limits {
+                cpu_shares: Some(2),
+                ..Limits::default()
+            }
+        );
     }
 }

@@ -33,11 +33,12 @@ pub struct CgroupError {
     source: std::io::Error,
 }
 
-fn failed<'a>(
-    action: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(std::io::Error) -> CgroupError + use<'a> {
-    move |source| CgroupError { action, path: path.to_owned(), source }
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> CgroupError + use<'a> {
+    move |source| CgroupError {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// How groups are mounted.
@@ -77,15 +78,21 @@ impl Layout {
 fn split(mountinfo: &str, mount: &Path) -> BTreeMap<String, PathBuf> {
     let mut trees = BTreeMap::new();
     for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
         let mut right = right.split(' ');
-        let (Some("cgroup"), Some(point)) = (right.next(), left.split(' ').nth(4)) else { continue };
+        let (Some("cgroup"), Some(point)) = (right.next(), left.split(' ').nth(4)) else {
+            continue;
+        };
         let point = PathBuf::from(point);
         if !point.starts_with(mount) {
             continue;
         }
         for option in right.nth(1).unwrap_or_default().split(',') {
-            if !matches!(option, "rw" | "ro" | "xattr" | "clone_children") && !option.contains("release_agent") {
+            if !matches!(option, "rw" | "ro" | "xattr" | "clone_children")
+                && !option.contains("release_agent")
+            {
                 trees.entry(option.to_owned()).or_insert_with(|| point.clone());
             }
         }
@@ -103,7 +110,10 @@ pub struct Cgroups {
 impl Cgroups {
     /// Groups below `root` (for example `/`).
     pub fn new(layout: Layout, root: &str) -> Cgroups {
-        Cgroups { layout, root: root.trim_matches('/').to_owned() }
+        Cgroups {
+            layout,
+            root: root.trim_matches('/').to_owned(),
+        }
     }
 
     /// Whether the node uses the unified tree.
@@ -113,7 +123,11 @@ impl Cgroups {
 
     /// Path of the group that holds all pods.
     pub fn all_pods(&self) -> String {
-        if self.root.is_empty() { "/kubepods".into() } else { format!("/{}/kubepods", self.root) }
+        if self.root.is_empty() {
+            "/kubepods".into()
+        } else {
+            format!("/{}/kubepods", self.root)
+        }
     }
 
     /// Path of the group that holds the pods of a class.
@@ -149,7 +163,9 @@ impl Cgroups {
             }
             Layout::Split(trees) => {
                 for (controller, files) in split_files(limits) {
-                    let Some(root) = trees.get(controller) else { continue };
+                    let Some(root) = trees.get(controller) else {
+                        continue;
+                    };
                     let dir = root.join(relative);
                     fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
                     for (file, value) in files {
@@ -181,7 +197,11 @@ impl Cgroups {
             for root in self.layout.trees() {
                 let entries = fs::read_dir(root.join(class.trim_start_matches('/')));
                 for entry in entries.into_iter().flatten().flatten() {
-                    if let Some(uid) = entry.file_name().to_str().and_then(|name| name.strip_prefix("pod")) {
+                    if let Some(uid) = entry
+                        .file_name()
+                        .to_str()
+                        .and_then(|name| name.strip_prefix("pod"))
+                    {
                         list.push((qos, uid.to_owned()));
                     }
                 }
@@ -208,7 +228,9 @@ fn unified_files(limits: &Limits) -> Vec<(&'static str, String)> {
     let mut files = Vec::new();
     if let Some(shares) = limits.cpu_shares {
         files.push(("cpu.weight", convert::weight(shares).to_string()));
-        let quota = limits.cpu_quota_us.map_or("max".to_owned(), |quota| quota.to_string());
+        let quota = limits
+            .cpu_quota_us
+            .map_or("max".to_owned(), |quota| quota.to_string());
         files.push(("cpu.max", format!("{quota} {}", convert::QUOTA_PERIOD_US)));
     }
     if let Some(memory) = limits.memory_bytes {
@@ -228,9 +250,15 @@ fn split_files(limits: &Limits) -> Vec<(&'static str, Vec<(&'static str, String)
         cpu.push(("cpu.cfs_period_us", convert::QUOTA_PERIOD_US.to_string()));
         cpu.push(("cpu.cfs_quota_us", limits.cpu_quota_us.unwrap_or(-1).to_string()));
     }
-    let memory = limits.memory_bytes.map(|bytes| ("memory.limit_in_bytes", bytes.to_string()));
+    let memory = limits
+        .memory_bytes
+        .map(|bytes| ("memory.limit_in_bytes", bytes.to_string()));
     let pids = limits.pids.map(|pids| ("pids.max", pids.to_string()));
-    vec![("cpu", cpu), ("memory", memory.into_iter().collect()), ("pids", pids.into_iter().collect())]
+    vec![
+        ("cpu", cpu),
+        ("memory", memory.into_iter().collect()),
+        ("pids", pids.into_iter().collect()),
+    ]
 }
 
 fn make(dir: &Path) -> Result<(), CgroupError> {
@@ -313,7 +341,10 @@ mod tests {
         let layout = Layout::Unified("/x".into());
         let groups = Cgroups::new(layout.clone(), "/");
         assert_eq!(groups.pod(Qos::Guaranteed, "u"), "/kubepods/podu");
-        assert_eq!(Cgroups::new(layout, "/node-a/").pod(Qos::BestEffort, "u"), "/node-a/kubepods/besteffort/podu");
+        assert_eq!(
+            Cgroups::new(layout, "/node-a/").pod(Qos::BestEffort, "u"),
+            "/node-a/kubepods/besteffort/podu"
+        );
     }
 
     #[test]
@@ -325,11 +356,18 @@ mod tests {
         let groups = Cgroups::new(Layout::detect(&root), "/");
         assert!(groups.unified());
         let group = groups.pod(Qos::Burstable, "u1");
-        let limits =
-            Limits { cpu_shares: Some(1024), cpu_quota_us: None, memory_bytes: Some(4096), pids: None };
+        let limits = Limits {
+            cpu_shares: Some(1024),
+            cpu_quota_us: None,
+            memory_bytes: Some(4096),
+            pids: None,
+        };
         groups.ensure(&group, &limits).unwrap();
         let at = root.join("kubepods/burstable/podu1");
-        assert_eq!(fs::read_to_string(root.join("cgroup.subtree_control")).unwrap(), "+pids");
+        assert_eq!(
+            fs::read_to_string(root.join("cgroup.subtree_control")).unwrap(),
+            "+pids"
+        );
         assert_eq!(fs::read_to_string(at.join("cpu.weight")).unwrap(), "100");
         assert_eq!(fs::read_to_string(at.join("cpu.max")).unwrap(), "max 100000");
         assert_eq!(fs::read_to_string(at.join("memory.max")).unwrap(), "4096");
@@ -341,7 +379,10 @@ mod tests {
     fn the_kernels_own_tree() {
         // Needs a machine where this process may make groups, as the kubelet itself does.
         let mount = Path::new("/sys/fs/cgroup");
-        let groups = Cgroups::new(Layout::detect(mount), &format!("skiff-test-{}", std::process::id()));
+        let groups = Cgroups::new(
+            Layout::detect(mount),
+            &format!("skiff-test-{}", std::process::id()),
+        );
         let group = groups.pod(Qos::Guaranteed, "u2");
         let limits = Limits {
             cpu_shares: Some(512),
@@ -351,8 +392,15 @@ mod tests {
         };
         groups.ensure(&group, &limits).unwrap();
         groups.ensure(&group, &limits).unwrap();
-        let memory = if groups.unified() { "memory.max" } else { "memory.limit_in_bytes" };
-        assert_eq!(groups.read(&group, "memory", memory).unwrap().trim(), (64 << 20).to_string());
+        let memory = if groups.unified() {
+            "memory.max"
+        } else {
+            "memory.limit_in_bytes"
+        };
+        assert_eq!(
+            groups.read(&group, "memory", memory).unwrap().trim(),
+            (64 << 20).to_string()
+        );
         let root = groups.all_pods();
         groups.remove(&root).unwrap();
         assert!(groups.read(&group, "memory", memory).is_none());

@@ -47,14 +47,24 @@ pub struct Health {
 
 /// The conditions of a node: this kubelet's own, then those of others as they are.
 pub fn conditions(health: &Health, old: &[NodeCondition], now: SystemTime) -> Vec<NodeCondition> {
-    let memory = health.memory_available.is_some_and(|free| free < MEMORY_MIN_BYTES);
+    let memory = health
+        .memory_available
+        .is_some_and(|free| free < MEMORY_MIN_BYTES);
     let disk = health.disk.0.below(DISK_MIN_PERCENT) || health.disk.1.below(INODES_MIN_PERCENT);
     let pids = health.pids.below(PIDS_MIN_PERCENT);
     let pressure = |yes: bool, bad: (&'static str, &'static str), good: (&'static str, &'static str)| {
-        if yes { ("True", bad.0, bad.1) } else { ("False", good.0, good.1) }
+        if yes {
+            ("True", bad.0, bad.1)
+        } else {
+            ("False", good.0, good.1)
+        }
     };
     let ready = match (health.runtime, health.network) {
-        (true, true) => ("True", "KubeletReady", "kubelet is posting ready status".to_owned()),
+        (true, true) => (
+            "True",
+            "KubeletReady",
+            "kubelet is posting ready status".to_owned(),
+        ),
         (false, _) => ("False", "KubeletNotReady", "container runtime is down".to_owned()),
         (true, false) => (
             "False",
@@ -69,8 +79,14 @@ pub fn conditions(health: &Health, old: &[NodeCondition], now: SystemTime) -> Ve
             "MemoryPressure",
             pressure(
                 memory,
-                ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
-                ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+                (
+                    "KubeletHasInsufficientMemory",
+                    "kubelet has insufficient memory available",
+                ),
+                (
+                    "KubeletHasSufficientMemory",
+                    "kubelet has sufficient memory available",
+                ),
             ),
         ),
         (
@@ -85,7 +101,10 @@ pub fn conditions(health: &Health, old: &[NodeCondition], now: SystemTime) -> Ve
             "PIDPressure",
             pressure(
                 pids,
-                ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+                (
+                    "KubeletHasInsufficientPID",
+                    "kubelet has insufficient PID available",
+                ),
                 ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
             ),
         ),
@@ -95,8 +114,11 @@ pub fn conditions(health: &Health, old: &[NodeCondition], now: SystemTime) -> Ve
         .map(|(type_, (status, reason, message))| condition(type_, status, reason, message, old, now))
         .collect();
     list.push(condition("Ready", ready.0, ready.1, &ready.2, old, now));
-    let foreign: Vec<NodeCondition> =
-        old.iter().filter(|condition| !list.iter().any(|own| own.type_ == condition.type_)).cloned().collect();
+    let foreign: Vec<NodeCondition> = old
+        .iter()
+        .filter(|condition| !list.iter().any(|own| own.type_ == condition.type_))
+        .cloned()
+        .collect();
     list.extend(foreign);
     list
 }
@@ -123,22 +145,33 @@ fn condition(
     }
 }
 
-/// Whether two statuses differ in nothing but the time they were made.
+/// Whether two statuses say the same in everything this kubelet writes, whenever they were made.
 pub fn same(old: &NodeStatus, new: &NodeStatus) -> bool {
-    let strip = |status: &NodeStatus| {
-        let mut status = status.clone();
-        for condition in status.conditions.iter_mut().flatten() {
+    let conditions = |status: &NodeStatus| {
+        let mut list = status.conditions.clone().unwrap_or_default();
+        for condition in &mut list {
             condition.last_heartbeat_time = None;
             condition.last_transition_time = None;
         }
-        status
+        list.sort_by(|a, b| a.type_.cmp(&b.type_));
+        list
     };
-    strip(old) == strip(new)
+    old.addresses == new.addresses
+        && old.capacity == new.capacity
+        && old.allocatable == new.allocatable
+        && old.daemon_endpoints == new.daemon_endpoints
+        && old.node_info == new.node_info
+        && old.images.as_deref().unwrap_or_default() == new.images.as_deref().unwrap_or_default()
+        && conditions(old) == conditions(new)
 }
 
 /// Whether a status says that the node is ready.
 pub fn is_ready(status: &NodeStatus) -> bool {
-    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 #[cfg(test)]
@@ -153,22 +186,49 @@ mod tests {
             network: true,
             memory_available: Some(1 << 30),
             disk: (Share { free: 50, total: 100 }, Share { free: 50, total: 100 }),
-            pids: Share { free: 900, total: 1000 },
+            pids: Share {
+                free: 900,
+                total: 1000,
+            },
         };
         let table = [
-            (fine, "MemoryPressure=False DiskPressure=False PIDPressure=False Ready=True"),
-            (Health { runtime: false, ..fine }, "MemoryPressure=False DiskPressure=False PIDPressure=False Ready=False"),
-            (Health { network: false, ..fine }, "MemoryPressure=False DiskPressure=False PIDPressure=False Ready=False"),
             (
-                Health { memory_available: Some(1), ..fine },
+                fine,
+                "MemoryPressure=False DiskPressure=False PIDPressure=False Ready=True",
+            ),
+            (
+                Health {
+                    runtime: false,
+                    ..fine
+                },
+                "MemoryPressure=False DiskPressure=False PIDPressure=False Ready=False",
+            ),
+            (
+                Health {
+                    network: false,
+                    ..fine
+                },
+                "MemoryPressure=False DiskPressure=False PIDPressure=False Ready=False",
+            ),
+            (
+                Health {
+                    memory_available: Some(1),
+                    ..fine
+                },
                 "MemoryPressure=True DiskPressure=False PIDPressure=False Ready=True",
             ),
             (
-                Health { disk: (fine.disk.0, Share { free: 4, total: 100 }), ..fine },
+                Health {
+                    disk: (fine.disk.0, Share { free: 4, total: 100 }),
+                    ..fine
+                },
                 "MemoryPressure=False DiskPressure=True PIDPressure=False Ready=True",
             ),
             (
-                Health { pids: Share { free: 1, total: 100 }, ..fine },
+                Health {
+                    pids: Share { free: 1, total: 100 },
+                    ..fine
+                },
                 "MemoryPressure=False DiskPressure=False PIDPressure=True Ready=True",
             ),
         ];
@@ -181,18 +241,36 @@ mod tests {
 
     #[test]
     fn transitions_and_foreign_conditions_are_kept() {
-        let health = Health { runtime: true, network: true, ..Health::default() };
+        let health = Health {
+            runtime: true,
+            network: true,
+            ..Health::default()
+        };
         let mut first = conditions(&health, &[], SystemTime::UNIX_EPOCH);
-        first.push(NodeCondition { type_: "NetworkUnavailable".into(), status: "False".into(), ..Default::default() });
+        first.push(NodeCondition {
+            type_: "NetworkUnavailable".into(),
+            status: "False".into(),
+            ..Default::default()
+        });
         let later = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
         let second = conditions(&health, &first, later);
         let ready = second.iter().find(|c| c.type_ == "Ready").unwrap();
         assert_eq!(ready.last_transition_time, Some(api_time(SystemTime::UNIX_EPOCH)));
         assert_eq!(ready.last_heartbeat_time, Some(api_time(later)));
         assert!(second.iter().any(|c| c.type_ == "NetworkUnavailable"));
-        let status = |list: &[NodeCondition]| NodeStatus { conditions: Some(list.to_vec()), ..Default::default() };
+        let status = |list: &[NodeCondition]| NodeStatus {
+            conditions: Some(list.to_vec()),
+            ..Default::default()
+        };
         assert!(same(&status(&first), &status(&second)));
-        let third = conditions(&Health { runtime: false, ..health }, &second, later);
+        let third = conditions(
+            &Health {
+                runtime: false,
+                ..health
+            },
+            &second,
+            later,
+        );
         assert!(!same(&status(&second), &status(&third)));
     }
 }

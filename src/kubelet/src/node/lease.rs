@@ -26,7 +26,12 @@ pub struct LeaseKeeper {
 impl LeaseKeeper {
     /// The lease of a node.
     pub fn new(client: Client, name: &str, clock: Arc<dyn Clock>) -> LeaseKeeper {
-        LeaseKeeper { api: Api::namespaced(client, NAMESPACE), name: name.to_owned(), clock, held: None }
+        LeaseKeeper {
+            api: Api::namespaced(client, NAMESPACE),
+            name: name.to_owned(),
+            clock,
+            held: None,
+        }
     }
 
     /// Renews it; makes it when it is not there.
@@ -44,7 +49,9 @@ impl LeaseKeeper {
             Some(current) => {
                 let next = self.filled(current, now, node_uid);
                 // A conflict or a missing lease is found out here and read anew the next time.
-                self.api.replace(&self.name, &PostParams::default(), &next).await?
+                self.api
+                    .replace(&self.name, &PostParams::default(), &next)
+                    .await?
             }
         };
         self.held = Some(lease);
@@ -72,6 +79,9 @@ impl LeaseKeeper {
             renew_time: Some(MicroTime(now)),
             ..lease.spec.unwrap_or_default()
         };
-        Lease { metadata, spec: Some(spec) }
+        Lease {
+            metadata,
+            spec: Some(spec),
+        }
     }
 }

@@ -44,18 +44,25 @@ pub fn architecture() -> &'static str {
 }
 
 fn line(path: &str) -> String {
-    fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+    fs::read_to_string(path)
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// Reads the facts; what cannot be read is empty.
 pub fn read(root: &Path) -> Machine {
-    let release = fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
+    let release =
+        fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
     let machine_id = match line("/etc/machine-id") {
         id if id.is_empty() => line("/var/lib/dbus/machine-id"),
         id => id,
     };
     let boot_id = line("/proc/sys/kernel/random/boot_id");
-    let uuid = [line("/sys/class/dmi/id/product_uuid"), line("/proc/device-tree/serial-number"), machine_id.clone()];
+    let uuid = [
+        line("/sys/class/dmi/id/product_uuid"),
+        line("/proc/device-tree/serial-number"),
+        machine_id.clone(),
+    ];
     Machine {
         cpus: cpus(),
         memory_bytes: meminfo("MemTotal").unwrap_or(0),
@@ -65,7 +72,11 @@ pub fn read(root: &Path) -> Machine {
         os_image: pretty_name(&release.unwrap_or_default()),
         machine_id,
         boot_id,
-        system_uuid: uuid.into_iter().map(|id| id.trim_matches('\0').to_owned()).find(|id| !id.is_empty()).unwrap_or_default(),
+        system_uuid: uuid
+            .into_iter()
+            .map(|id| id.trim_matches('\0').to_owned())
+            .find(|id| !id.is_empty())
+            .unwrap_or_default(),
     }
 }
 
@@ -92,7 +103,11 @@ fn meminfo(name: &str) -> Option<u64> {
 
 fn meminfo_in(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    line.split_whitespace()
+        .nth(1)?
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib * 1024)
 }
 
 /// Bytes of memory that could be used.
@@ -101,16 +116,23 @@ pub fn memory_available() -> Option<u64> {
 }
 
 /// Bytes and inodes of the filesystem a folder is on.
+#[allow(clippy::unnecessary_cast)] // The fields are narrower on 32-bit machines.
 pub fn disk(path: &Path) -> (Share, Share) {
     // The folder may not be there yet: its nearest parent is on the same filesystem.
-    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let existing = path
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
     match nix::sys::statvfs::statvfs(existing) {
         Ok(stat) => (
             Share {
                 free: stat.blocks_available() as u64 * stat.fragment_size() as u64,
                 total: stat.blocks() as u64 * stat.fragment_size() as u64,
             },
-            Share { free: stat.files_available() as u64, total: stat.files() as u64 },
+            Share {
+                free: stat.files_available() as u64,
+                total: stat.files() as u64,
+            },
         ),
         Err(_) => Default::default(),
     }
@@ -119,11 +141,24 @@ pub fn disk(path: &Path) -> (Share, Share) {
 /// Process ids.
 pub fn pids() -> Share {
     let number = |path: &str| line(path).parse::<u64>().ok();
-    let total = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max")].into_iter().flatten().min();
+    let total = [
+        number("/proc/sys/kernel/pid_max"),
+        number("/proc/sys/kernel/threads-max"),
+    ]
+    .into_iter()
+    .flatten()
+    .min();
     let running = line("/proc/loadavg");
-    let used = running.split_whitespace().nth(3).and_then(|part| part.split('/').nth(1)).and_then(|n| n.parse().ok());
+    let used = running
+        .split_whitespace()
+        .nth(3)
+        .and_then(|part| part.split('/').nth(1))
+        .and_then(|n| n.parse().ok());
     match (total, used) {
-        (Some(total), Some(used)) => Share { free: total.saturating_sub(used), total },
+        (Some(total), Some(used)) => Share {
+            free: total.saturating_sub(used),
+            total,
+        },
         _ => Share::default(),
     }
 }
@@ -132,7 +167,12 @@ fn hugepages(dir: &Path) -> BTreeMap<u64, u64> {
     let mut sizes = BTreeMap::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let size = name.to_str().and_then(|name| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok());
+        let size = name.to_str().and_then(|name| {
+            name.strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse::<u64>()
+                .ok()
+        });
         let count = fs::read_to_string(entry.path().join("nr_hugepages")).ok();
         if let (Some(size), Some(count)) = (size, count.and_then(|text| text.trim().parse::<u64>().ok())) {
             sizes.insert(size * 1024, size * 1024 * count);
@@ -144,7 +184,7 @@ fn hugepages(dir: &Path) -> BTreeMap<u64, u64> {
 /// `2Mi` for 2097152.
 fn binary(bytes: u64) -> String {
     for (shift, suffix) in [(30, "Gi"), (20, "Mi"), (10, "Ki")] {
-        if bytes > 0 && bytes % (1 << shift) == 0 {
+        if bytes > 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{suffix}", bytes >> shift);
         }
     }
@@ -155,12 +195,21 @@ fn binary(bytes: u64) -> String {
 pub fn capacity(machine: &Machine, max_pods: u32) -> BTreeMap<String, Quantity> {
     let mut map = BTreeMap::from([
         ("cpu".to_owned(), Quantity(machine.cpus.to_string())),
-        ("memory".to_owned(), Quantity(format!("{}Ki", machine.memory_bytes / 1024))),
-        ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", machine.disk_bytes / 1024))),
+        (
+            "memory".to_owned(),
+            Quantity(format!("{}Ki", machine.memory_bytes / 1024)),
+        ),
+        (
+            "ephemeral-storage".to_owned(),
+            Quantity(format!("{}Ki", machine.disk_bytes / 1024)),
+        ),
         ("pods".to_owned(), Quantity(max_pods.to_string())),
     ]);
     for (size, total) in &machine.hugepages {
-        map.insert(format!("hugepages-{}", binary(*size)), Quantity(if *total == 0 { "0".into() } else { binary(*total) }));
+        map.insert(
+            format!("hugepages-{}", binary(*size)),
+            Quantity(if *total == 0 { "0".into() } else { binary(*total) }),
+        );
     }
     map
 }
@@ -178,7 +227,11 @@ pub fn allocatable(
                 "cpu" => {
                     let held = held.as_ref().and_then(resources::milli).unwrap_or(0);
                     let left = (resources::milli(quantity).unwrap_or(0) - held).max(0);
-                    if left % 1000 == 0 { (left / 1000).to_string() } else { format!("{left}m") }
+                    if left % 1000 == 0 {
+                        (left / 1000).to_string()
+                    } else {
+                        format!("{left}m")
+                    }
                 }
                 "memory" | "ephemeral-storage" => {
                     let total = resources::whole(quantity).unwrap_or(0);
@@ -225,7 +278,10 @@ mod tests {
             assert_eq!(capacity[name].0, has, "{name}");
             assert_eq!(allocatable[name].0, gives, "{name}");
         }
-        assert_eq!(meminfo_in("MemTotal: 10 kB\nMemAvailable:   5 kB\n", "MemAvailable"), Some(5120));
+        assert_eq!(
+            meminfo_in("MemTotal: 10 kB\nMemAvailable:   5 kB\n", "MemAvailable"),
+            Some(5120)
+        );
     }
 
     #[test]

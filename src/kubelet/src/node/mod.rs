@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec,
+    NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -21,7 +21,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use skiff_base::backoff::Backoff;
-use skiff_client::Recorder;
+use skiff_client::{Change, Informer, Recorder};
 use skiff_cri::RuntimeVersion;
 
 use crate::config::Config;
@@ -36,6 +36,8 @@ const CHECK: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest wait after failed writes: short, for a node that comes back must be ready soon.
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Conflicts answered at once before waiting.
+const CONFLICTS_MAX: usize = 3;
 /// Most images listed in the status; more would bloat every heartbeat.
 const MAX_IMAGES: usize = 50;
 
@@ -48,8 +50,11 @@ pub struct NodeKeeper {
     recorder: Recorder,
     version: Option<RuntimeVersion>,
     images: Vec<ContainerImage>,
-    written: Option<(NodeStatus, std::time::Instant)>,
+    /// When a status was last written, and whether it said ready.
+    written: Option<(std::time::Instant, bool)>,
+    /// The object as last written or read.
     node: Option<Node>,
+    watched: Informer<Node>,
 }
 
 impl NodeKeeper {
@@ -60,6 +65,7 @@ impl NodeKeeper {
         capacity: BTreeMap<String, Quantity>,
         allocatable: BTreeMap<String, Quantity>,
         recorder: Recorder,
+        watched: Informer<Node>,
     ) -> NodeKeeper {
         NodeKeeper {
             config,
@@ -71,6 +77,7 @@ impl NodeKeeper {
             images: Vec::new(),
             written: None,
             node: None,
+            watched,
         }
     }
 
@@ -80,9 +87,14 @@ impl NodeKeeper {
 
     /// Runs until dropped.
     pub async fn run(mut self) {
-        let mut lease = lease::LeaseKeeper::new(self.config.client.clone(), &self.config.node_name, self.config.clock.clone());
+        let mut lease = lease::LeaseKeeper::new(
+            self.config.client.clone(),
+            &self.config.node_name,
+            self.config.clock.clone(),
+        );
         let mut network = self.config.network_ready.clone();
         network.mark_unchanged();
+        let mut changes = self.watched.subscribe();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         let mut ticks = tokio::time::interval(CHECK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -103,8 +115,13 @@ impl NodeKeeper {
             }
             tokio::select! {
                 () = async { tokio::time::sleep(wait.unwrap_or_default()).await }, if wait.is_some() => {}
-                _ = ticks.tick() => {}
+                _ = ticks.tick(), if wait.is_none() => {}
                 Ok(()) = network.changed() => {}
+                Some(change) = changes.next(), if wait.is_none() => {
+                    if let Change::Deleted(_) = change {
+                        self.node = None;
+                    }
+                }
             }
         }
     }
@@ -112,46 +129,73 @@ impl NodeKeeper {
     /// Looks at the machine and writes what must be written.
     async fn step(&mut self) -> Result<(), kube::Error> {
         self.look().await;
-        if self.node.is_none() {
-            self.register().await?;
-        }
-        let now = self.config.clock.now();
-        let monotonic = self.config.clock.monotonic();
-        let base = self.node.as_ref().and_then(|node| node.status.clone()).unwrap_or_default();
-        let wanted = self.status(&base, now);
-        let due = match &self.written {
-            None => true,
-            Some((old, at)) => {
-                monotonic.duration_since(*at) >= HEARTBEAT || !conditions::same(old, &wanted)
+        for _ in 0..CONFLICTS_MAX {
+            match self.write().await {
+                // Deleted, or changed by others: read it (or make it) again.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                    self.node = Some(self.register().await?);
+                }
+                other => return other,
             }
+        }
+        self.write().await
+    }
+
+    /// The newest object known: what was written last, or what the watch shows since.
+    async fn current(&mut self) -> Result<Node, kube::Error> {
+        let version = |node: &Node| {
+            node.metadata
+                .resource_version
+                .as_deref()
+                .and_then(|v| v.parse::<u64>().ok())
         };
-        if !due {
+        let watched = self.watched.get(&self.config.node_name);
+        if let Some(watched) = watched
+            && self
+                .node
+                .as_ref()
+                .is_some_and(|node| version(&watched) > version(node))
+        {
+            self.node = Some((*watched).clone());
+        }
+        match &self.node {
+            Some(node) => Ok(node.clone()),
+            None => {
+                let node = self.register().await?;
+                self.node = Some(node.clone());
+                Ok(node)
+            }
+        }
+    }
+
+    async fn write(&mut self) -> Result<(), kube::Error> {
+        let node = self.current().await?;
+        let monotonic = self.config.clock.monotonic();
+        let base = node.status.unwrap_or_default();
+        let wanted = self.status(&base, self.config.clock.now());
+        let beat = self
+            .written
+            .is_none_or(|(at, _)| monotonic.duration_since(at) >= HEARTBEAT);
+        if !beat && conditions::same(&base, &wanted) {
             return Ok(());
         }
-        let version = self.node.as_ref().and_then(|node| node.metadata.resource_version.clone());
         let body = json!({
-            "metadata": {"resourceVersion": version},
+            "metadata": {"resourceVersion": node.metadata.resource_version},
             "status": &wanted,
         });
-        match self.api().patch_status(&self.config.node_name, &PatchParams::default(), &Patch::Merge(&body)).await {
-            Ok(node) => {
-                let became_ready = conditions::is_ready(&wanted)
-                    && !self.written.as_ref().is_some_and(|(old, _)| conditions::is_ready(old));
-                if became_ready {
-                    let message = format!("Node {} status is now: NodeReady", self.config.node_name);
-                    self.recorder.normal(&self.reference(), "NodeReady", message);
-                }
-                self.node = Some(node);
-                self.written = Some((wanted, monotonic));
-                Ok(())
-            }
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-                // Deleted, or changed by others: read it (or make it) again.
-                self.node = None;
-                Err(kube::Error::Api(status))
-            }
-            Err(error) => Err(error),
+        let params = PatchParams::default();
+        let node = self
+            .api()
+            .patch_status(&self.config.node_name, &params, &Patch::Merge(&body))
+            .await?;
+        let ready = conditions::is_ready(&wanted);
+        if ready && !self.written.is_some_and(|(_, was_ready)| was_ready) {
+            let message = format!("Node {} status is now: NodeReady", self.config.node_name);
+            self.recorder.normal(&self.reference(), "NodeReady", message);
         }
+        self.node = Some(node);
+        self.written = Some((monotonic, ready));
+        Ok(())
     }
 
     fn reference(&self) -> k8s_openapi::api::core::v1::ObjectReference {
@@ -171,7 +215,14 @@ impl NodeKeeper {
                 .into_iter()
                 .take(MAX_IMAGES)
                 .map(|image| ContainerImage {
-                    names: Some(image.repo_digests.into_iter().chain(image.repo_tags).take(5).collect()),
+                    names: Some(
+                        image
+                            .repo_digests
+                            .into_iter()
+                            .chain(image.repo_tags)
+                            .take(5)
+                            .collect(),
+                    ),
                     size_bytes: i64::try_from(image.size_bytes).ok(),
                 })
                 .collect();
@@ -196,7 +247,7 @@ impl NodeKeeper {
     }
 
     /// Finds the object or makes it; labels that are missing or wrong are set.
-    async fn register(&mut self) -> Result<(), kube::Error> {
+    async fn register(&self) -> Result<Node, kube::Error> {
         let api = self.api();
         let name = self.config.node_name.clone();
         let node = match api.get_opt(&name).await? {
@@ -216,7 +267,8 @@ impl NodeKeeper {
                 };
                 match api.create(&PostParams::default(), &fresh).await {
                     Ok(node) => {
-                        self.recorder.normal(&self.reference(), "Starting", "Starting kubelet.");
+                        self.recorder
+                            .normal(&self.reference(), "Starting", "Starting kubelet.");
                         node
                     }
                     Err(kube::Error::Api(status)) if status.code == 409 => api.get(&name).await?,
@@ -225,16 +277,17 @@ impl NodeKeeper {
             }
         };
         let have = node.metadata.labels.clone().unwrap_or_default();
-        let wrong: BTreeMap<String, String> =
-            self.labels().into_iter().filter(|(key, value)| have.get(key) != Some(value)).collect();
-        let node = if wrong.is_empty() {
-            node
-        } else {
-            let body = json!({"metadata": {"labels": wrong}});
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(&body)).await?
-        };
-        self.node = Some(node);
-        Ok(())
+        let wrong: BTreeMap<String, String> = self
+            .labels()
+            .into_iter()
+            .filter(|(key, value)| have.get(key) != Some(value))
+            .collect();
+        if wrong.is_empty() {
+            return Ok(node);
+        }
+        let body = json!({"metadata": {"labels": wrong}});
+        api.patch(&name, &PatchParams::default(), &Patch::Merge(&body))
+            .await
     }
 
     /// The status as it should be, built on what the API has.
@@ -243,9 +296,15 @@ impl NodeKeeper {
             .config
             .node_ips
             .iter()
-            .map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() })
+            .map(|ip| NodeAddress {
+                type_: "InternalIP".into(),
+                address: ip.to_string(),
+            })
             .collect();
-        addresses.push(NodeAddress { type_: "Hostname".into(), address: self.config.node_name.clone() });
+        addresses.push(NodeAddress {
+            type_: "Hostname".into(),
+            address: self.config.node_name.clone(),
+        });
         let health = Health {
             runtime: self.version.is_some(),
             network: *self.config.network_ready.borrow(),
@@ -255,7 +314,12 @@ impl NodeKeeper {
         };
         let old: &[NodeCondition] = base.conditions.as_deref().unwrap_or_default();
         let version = self.version.as_ref().map_or_else(
-            || base.node_info.as_ref().map(|info| info.container_runtime_version.clone()).unwrap_or_default(),
+            || {
+                base.node_info
+                    .as_ref()
+                    .map(|info| info.container_runtime_version.clone())
+                    .unwrap_or_default()
+            },
             |version| format!("{}://{}", version.name, version.version),
         );
         NodeStatus {
@@ -264,7 +328,9 @@ impl NodeKeeper {
             allocatable: Some(self.allocatable.clone()),
             conditions: Some(conditions::conditions(&health, old, now)),
             daemon_endpoints: Some(NodeDaemonEndpoints {
-                kubelet_endpoint: Some(DaemonEndpoint { port: self.config.port }),
+                kubelet_endpoint: Some(DaemonEndpoint {
+                    port: self.config.port,
+                }),
             }),
             node_info: Some(NodeSystemInfo {
                 architecture: machine::architecture().into(),

@@ -24,7 +24,7 @@ use super::state::{Failure, Notes, Observed, Verdict, labels};
 use super::writer::Writer;
 use crate::admission::{self, Offer};
 use crate::cgroup::{Cgroups, convert};
-use crate::config::{Config, HostPort, PodAttach};
+use crate::config::{Config, HostPort, NetworkError, PodAttach};
 use crate::env::Referred;
 use crate::fields::PodFacts;
 use crate::files::{self, DnsFacts};
@@ -39,6 +39,11 @@ const MAX_PULLS: usize = 3;
 const FINISH_RETRY_FIRST: std::time::Duration = std::time::Duration::from_secs(1);
 /// Longest wait before the API is asked again to remove a pod.
 const FINISH_RETRY_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Longest wait for a sandbox: a pod that hangs here could not even be deleted.
+const SANDBOX_MAX: std::time::Duration = std::time::Duration::from_secs(120);
+/// Longest wait for the network, for the same reason.
+const NETWORK_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// What is known of a pod to those outside its worker.
 #[derive(Clone)]
@@ -129,7 +134,11 @@ impl Shared {
 
     /// Whether a sandbox was made by this node's kubelet.
     pub fn owns(&self, sandbox: &Sandbox) -> bool {
-        sandbox.config.annotations.get(labels::NODE).is_none_or(|node| *node == self.config.node_name)
+        sandbox
+            .config
+            .annotations
+            .get(labels::NODE)
+            .is_none_or(|node| *node == self.config.node_name)
     }
 
     /// Why a pod may not run here.
@@ -149,7 +158,11 @@ impl Shared {
             pod: pod.clone(),
             sandboxes: observed.sandboxes.clone(),
             containers: observed.containers.clone(),
-            ips: notes.network.as_ref().map(|network| network.ips.clone()).unwrap_or_default(),
+            ips: notes
+                .network
+                .as_ref()
+                .map(|network| network.ips.clone())
+                .unwrap_or_default(),
         };
         self.shown.write().insert(spec::uid(pod).to_owned(), shown);
     }
@@ -224,11 +237,15 @@ impl Job {
 
     /// Records an event about the pod.
     pub fn warn(&self, reason: &str, message: impl Into<String>) {
-        self.shared.recorder.warning(&spec::reference(&self.pod, None), reason, message);
+        self.shared
+            .recorder
+            .warning(&spec::reference(&self.pod, None), reason, message);
     }
 
     fn group(&self) -> String {
-        self.shared.cgroups.pod(resources::qos(&self.pod), spec::uid(&self.pod))
+        self.shared
+            .cgroups
+            .pod(resources::qos(&self.pod), spec::uid(&self.pod))
     }
 }
 
@@ -295,7 +312,9 @@ fn host_ports(pod: &Pod) -> Vec<HostPort> {
 fn bandwidth(pod: &Pod, direction: &str) -> Option<u64> {
     let annotations = pod.metadata.annotations.as_ref()?;
     let text = annotations.get(&format!("kubernetes.io/{direction}-bandwidth"))?;
-    resources::whole(&Quantity(text.clone())).and_then(|bits| u64::try_from(bits).ok()).filter(|bits| *bits > 0)
+    resources::whole(&Quantity(text.clone()))
+        .and_then(|bits| u64::try_from(bits).ok())
+        .filter(|bits| *bits > 0)
 }
 
 /// The sandbox a pod asks for.
@@ -323,7 +342,10 @@ fn sandbox_config(job: &Job, attempt: u32, host_resolv: String) -> SandboxConfig
     all_labels.extend(identity.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let grace = spec::grace_s(pod).to_string();
     let annotations = [(labels::NODE, config.node_name.clone()), (labels::GRACE_S, grace)];
-    let sysctls = spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten());
+    let sysctls = spec
+        .security_context
+        .iter()
+        .flat_map(|context| context.sysctls.iter().flatten());
     SandboxConfig {
         name: spec::name(pod).to_owned(),
         namespace: spec::namespace(pod).to_owned(),
@@ -336,7 +358,9 @@ fn sandbox_config(job: &Job, attempt: u32, host_resolv: String) -> SandboxConfig
         host_pid: spec.host_pid.unwrap_or(false),
         share_process_namespace: spec.share_process_namespace.unwrap_or(false),
         cgroup_parent: job.group(),
-        sysctls: sysctls.map(|sysctl| (sysctl.name.replace('/', "."), sysctl.value.clone())).collect(),
+        sysctls: sysctls
+            .map(|sysctl| (sysctl.name.replace('/', "."), sysctl.value.clone()))
+            .collect(),
         labels: all_labels,
         annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
     }
@@ -348,16 +372,24 @@ pub async fn run_sandbox(job: Job, attempt: u32) -> Done {
     let limits = convert::pod_limits(&job.pod, job.shared.config.pod_pids_limit);
     let group = job.group();
     if let Err(error) = job.shared.cgroups.ensure(&group, &limits) {
-        job.warn("FailedCreatePodContainer", format!("unable to ensure pod container exists: {error}"));
+        job.warn(
+            "FailedCreatePodContainer",
+            format!("unable to ensure pod container exists: {error}"),
+        );
         return Done::SandboxFailed(error.to_string());
     }
-    let host_resolv =
-        tokio::fs::read_to_string(&job.shared.config.dirs.host_resolv_conf).await.unwrap_or_default();
+    let host_resolv = tokio::fs::read_to_string(&job.shared.config.dirs.host_resolv_conf)
+        .await
+        .unwrap_or_default();
     let config = sandbox_config(&job, attempt, host_resolv);
-    match job.shared.config.runtime.run_sandbox(config).await {
+    let made = tokio::time::timeout(SANDBOX_MAX, job.shared.config.runtime.run_sandbox(config)).await;
+    match made.unwrap_or_else(|_| Err(RuntimeError::Timeout("making the sandbox".into()))) {
         Ok(sandbox) => attach(job, sandbox).await,
         Err(error) => {
-            job.warn("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {error}"));
+            job.warn(
+                "FailedCreatePodSandBox",
+                format!("Failed to create pod sandbox: {error}"),
+            );
             Done::SandboxFailed(error.to_string())
         }
     }
@@ -366,7 +398,10 @@ pub async fn run_sandbox(job: Job, attempt: u32) -> Done {
 /// Connects a sandbox, or learns the addresses it has.
 pub async fn attach(job: Job, sandbox: Sandbox) -> Done {
     let Some(netns) = sandbox.netns.clone().filter(|_| !sandbox.config.host_network) else {
-        return Done::Connected { sandbox: sandbox.id, ips: job.shared.config.node_ips.clone() };
+        return Done::Connected {
+            sandbox: sandbox.id,
+            ips: job.shared.config.node_ips.clone(),
+        };
     };
     let request = PodAttach {
         namespace: sandbox.config.namespace.clone(),
@@ -378,8 +413,12 @@ pub async fn attach(job: Job, sandbox: Sandbox) -> Done {
         ingress_bandwidth: bandwidth(&job.pod, "ingress"),
         egress_bandwidth: bandwidth(&job.pod, "egress"),
     };
-    match job.shared.config.network.attach(&request).await {
-        Ok(ips) => Done::Connected { sandbox: sandbox.id, ips },
+    let attached = tokio::time::timeout(NETWORK_MAX, job.shared.config.network.attach(&request)).await;
+    match attached.unwrap_or_else(|_| Err(NetworkError("timed out".into()))) {
+        Ok(ips) => Done::Connected {
+            sandbox: sandbox.id,
+            ips,
+        },
         Err(error) => {
             job.warn(
                 "FailedCreatePodSandBox",
@@ -392,7 +431,8 @@ pub async fn attach(job: Job, sandbox: Sandbox) -> Done {
 
 /// Disconnects and stops a sandbox.
 pub async fn stop_sandbox(job: Job, id: String) -> Done {
-    if let Err(error) = job.shared.config.network.detach(&id).await {
+    let detached = tokio::time::timeout(NETWORK_MAX, job.shared.config.network.detach(&id)).await;
+    if let Err(error) = detached.unwrap_or_else(|_| Err(NetworkError("timed out".into()))) {
         return Done::SandboxFailed(format!("network of sandbox {id}: {error}"));
     }
     match job.shared.config.runtime.stop_sandbox(&id).await {
@@ -482,7 +522,11 @@ pub async fn clean_up(job: Job, logs: bool) -> Done {
     job.shared.weigh_classes();
     job.shared.tokens.forget(uid);
     if logs {
-        let dir = job.shared.config.dirs.pod_log(spec::namespace(&job.pod), spec::name(&job.pod), uid);
+        let dir = job
+            .shared
+            .config
+            .dirs
+            .pod_log(spec::namespace(&job.pod), spec::name(&job.pod), uid);
         match tokio::fs::remove_dir_all(&dir).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 problems.push(format!("remove {}: {error}", dir.display()));
@@ -494,7 +538,11 @@ pub async fn clean_up(job: Job, logs: bool) -> Done {
     if problems.is_empty() {
         Done::Cleaned(Ok(()))
     } else {
-        tracing::warn!(pod = spec::full_name(&job.pod), problems = problems.join("; "), "clean-up incomplete");
+        tracing::warn!(
+            pod = spec::full_name(&job.pod),
+            problems = problems.join("; "),
+            "clean-up incomplete"
+        );
         Done::Cleaned(Err(problems.join("; ")))
     }
 }
@@ -507,7 +555,9 @@ async fn remove_log_links(job: &Job, id: Option<&str>) {
         spec::name(&job.pod),
         spec::uid(&job.pod),
     );
-    let Ok(mut entries) = tokio::fs::read_dir(&job.shared.config.dirs.container_logs).await else { return };
+    let Ok(mut entries) = tokio::fs::read_dir(&job.shared.config.dirs.container_logs).await else {
+        return;
+    };
     while let Ok(Some(entry)) = entries.next_entry().await {
         let name = entry.file_name();
         let name = name.to_string_lossy();
@@ -539,7 +589,9 @@ pub async fn finish(job: Job, writer: Writer) -> Done {
         match api.delete(spec::name(&job.pod), &params).await {
             Ok(_) => return Done::Finished,
             // Gone, or somebody else by that name: either way this pod exists no more.
-            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Done::Finished,
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {
+                return Done::Finished;
+            }
             Err(error) => {
                 tracing::warn!(pod = spec::full_name(&job.pod), %error, "pod not removed from the API");
                 tokio::time::sleep(backoff.next()).await;

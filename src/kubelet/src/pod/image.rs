@@ -26,23 +26,47 @@ pub async fn ensure(job: Job, spec: Spec, previous: Option<Failure>) -> Done {
     let fail = |reason: &str, message: String| {
         recorder.warning(&about, "Failed", format!("Error: {reason}"));
         let now = job.shared.clock().now();
-        let failure =
-            Failure::after(previous.as_ref(), now, PULL_RETRY_FIRST, PULL_RETRY_MAX, reason, message);
+        let failure = Failure::after(
+            previous.as_ref(),
+            now,
+            PULL_RETRY_FIRST,
+            PULL_RETRY_MAX,
+            reason,
+            message,
+        );
         Done::Image(Err(failure))
     };
     let reference = match Reference::parse(&image) {
         Ok(reference) => reference,
         Err(error) => {
-            recorder.warning(&about, "InspectFailed", format!("Failed to apply default image tag {image:?}: {error}"));
-            return fail("InvalidImageName", format!("Failed to apply default image tag {image:?}: {error}"));
+            recorder.warning(
+                &about,
+                "InspectFailed",
+                format!("Failed to apply default image tag {image:?}: {error}"),
+            );
+            return fail(
+                "InvalidImageName",
+                format!("Failed to apply default image tag {image:?}: {error}"),
+            );
         }
     };
-    let policy = spec.container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+    let policy = spec
+        .container
+        .image_pull_policy
+        .as_deref()
+        .unwrap_or("IfNotPresent");
     let present = match runtime.image(&image).await {
         Ok(present) => present,
         Err(error) => {
-            recorder.warning(&about, "InspectFailed", format!("Failed to inspect image {image:?}: {error}"));
-            return fail("ImageInspectError", format!("Failed to inspect image {image:?}: {error}"));
+            recorder.warning(
+                &about,
+                "InspectFailed",
+                format!("Failed to inspect image {image:?}: {error}"),
+            );
+            return fail(
+                "ImageInspectError",
+                format!("Failed to inspect image {image:?}: {error}"),
+            );
         }
     };
     match (policy, present) {
@@ -50,7 +74,9 @@ pub async fn ensure(job: Job, spec: Spec, previous: Option<Failure>) -> Done {
             recorder.normal(
                 &about,
                 "Pulled",
-                format!("Container image {image:?} already present on machine and can be accessed by the pod"),
+                format!(
+                    "Container image {image:?} already present on machine and can be accessed by the pod"
+                ),
             );
             return Done::Image(Ok(present.id));
         }
@@ -62,7 +88,9 @@ pub async fn ensure(job: Job, spec: Spec, previous: Option<Failure>) -> Done {
         _ => {}
     }
     let begun = job.shared.clock().monotonic();
-    let Ok(_permit) = job.shared.pulls.acquire().await else { return Done::Nothing };
+    let Ok(_permit) = job.shared.pulls.acquire().await else {
+        return Done::Nothing;
+    };
     recorder.normal(&about, "Pulling", format!("Pulling image {image:?}"));
     let pulled_from = job.shared.clock().monotonic();
     match pull(&job, &image, &reference).await {
@@ -83,7 +111,11 @@ pub async fn ensure(job: Job, spec: Spec, previous: Option<Failure>) -> Done {
         }
         Err(error) => {
             let message = format!("failed to pull and unpack image {image:?}: {error}");
-            recorder.warning(&about, "Failed", format!("Failed to pull image {image:?}: {message}"));
+            recorder.warning(
+                &about,
+                "Failed",
+                format!("Failed to pull image {image:?}: {message}"),
+            );
             fail("ErrImagePull", message)
         }
     }
@@ -101,7 +133,12 @@ fn short(duration: Duration) -> String {
 async fn pull(job: &Job, image: &str, reference: &Reference) -> Result<Image, RuntimeError> {
     let runtime = &job.shared.config.runtime;
     let mut auths = Vec::new();
-    for secret in job.pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()) {
+    for secret in job
+        .pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.image_pull_secrets.iter().flatten())
+    {
         // A missing pull secret is not an error: the image may be public.
         if let Some(lease) = job.secrets.get(&secret.name)
             && let Ok(Some(secret)) = lease.get().await
@@ -126,13 +163,18 @@ async fn pull(job: &Job, image: &str, reference: &Reference) -> Result<Image, Ru
 /// The credentials of a docker configuration that fit a repository, with how much of it they name.
 fn credentials(secret: &Secret, registry: &str, repository: &str) -> Vec<(usize, ImageAuth)> {
     let data = secret.data.as_ref();
-    let get = |key: &str| data.and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
+    let get = |key: &str| {
+        data.and_then(|data| data.get(key))
+            .map(|bytes| bytes.0.as_slice())
+    };
     let parsed = get(".dockerconfigjson").and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
     let auths = match parsed {
         Some(config) => config.get("auths").cloned(),
         None => get(".dockercfg").and_then(|bytes| serde_json::from_slice(bytes).ok()),
     };
-    let Some(Value::Object(auths)) = auths else { return Vec::new() };
+    let Some(Value::Object(auths)) = auths else {
+        return Vec::new();
+    };
     auths
         .iter()
         .filter_map(|(server, entry)| Some((fit(server, registry, repository)?, auth(entry)?)))
@@ -141,7 +183,10 @@ fn credentials(secret: &Secret, registry: &str, repository: &str) -> Vec<(usize,
 
 /// How much of `registry/repository` a server name covers; `None` when it is about something else.
 fn fit(server: &str, registry: &str, repository: &str) -> Option<usize> {
-    let server = server.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let server = server
+        .trim_start_matches("https://")
+        .trim_start_matches("http://")
+        .trim_end_matches('/');
     let (host, path) = server.split_once('/').unwrap_or((server, ""));
     let path = if matches!(path, "v1" | "v2") { "" } else { path };
     let canonical = |host: &str| match host {
@@ -158,18 +203,31 @@ fn fit(server: &str, registry: &str, repository: &str) -> Option<usize> {
 }
 
 fn auth(entry: &Value) -> Option<ImageAuth> {
-    let text = |key: &str| entry.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let text = |key: &str| {
+        entry
+            .get(key)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+    };
     if let Some(token) = text("registrytoken") {
         return Some(ImageAuth::Bearer(token.to_owned()));
     }
     if let (Some(username), Some(password)) = (text("username"), text("password")) {
-        return Some(ImageAuth::Basic { username: username.to_owned(), password: password.to_owned() });
+        return Some(ImageAuth::Basic {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        });
     }
-    let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth")?.trim()).ok()?;
+    let decoded = base64::engine::general_purpose::STANDARD
+        .decode(text("auth")?.trim())
+        .ok()?;
     let decoded = String::from_utf8(decoded).ok()?;
     let (username, password) = decoded.split_once(':')?;
     let password = password.trim_matches('\0');
-    Some(ImageAuth::Basic { username: username.to_owned(), password: password.to_owned() })
+    Some(ImageAuth::Basic {
+        username: username.to_owned(),
+        password: password.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -189,7 +247,11 @@ mod tests {
             ("*.example.com", "a.b.example.com", "x", false),
         ];
         for (server, registry, repository, good) in table {
-            assert_eq!(fit(server, registry, repository).is_some(), good, "{server} for {registry}/{repository}");
+            assert_eq!(
+                fit(server, registry, repository).is_some(),
+                good,
+                "{server} for {registry}/{repository}"
+            );
         }
     }
 
@@ -202,6 +264,12 @@ mod tests {
         };
         let found = credentials(&secret, "r.example", "x");
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].1, ImageAuth::Basic { username: "u".into(), password: "p:w".into() });
+        assert_eq!(
+            found[0].1,
+            ImageAuth::Basic {
+                username: "u".into(),
+                password: "p:w".into()
+            }
+        );
     }
 }

@@ -30,9 +30,16 @@ pub async fn kill(job: Job, request: Request) -> Done {
     let path = request.spec.as_ref().map(Spec::field_path);
     let about = spec::reference(&job.pod, path);
     if request.hook {
-        job.shared.recorder.normal(&about, "Killing", request.message.clone());
+        job.shared
+            .recorder
+            .normal(&about, "Killing", request.message.clone());
     }
-    let left = || request.deadline.duration_since(job.shared.clock().now()).unwrap_or_default();
+    let left = || {
+        request
+            .deadline
+            .duration_since(job.shared.clock().now())
+            .unwrap_or_default()
+    };
     let mut hooked = false;
     if let Some(spec) = request.spec.as_ref().filter(|_| request.hook)
         && let Some(handler) = spec.lifecycle().and_then(|lifecycle| lifecycle.pre_stop.as_ref())
@@ -48,7 +55,11 @@ pub async fn kill(job: Job, request: Request) -> Done {
         match tokio::time::timeout(left(), probes::run_hook(handler, &target, left())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                job.shared.recorder.warning(&about, "FailedPreStopHook", format!("PreStopHook failed: {error}"));
+                job.shared.recorder.warning(
+                    &about,
+                    "FailedPreStopHook",
+                    format!("PreStopHook failed: {error}"),
+                );
             }
             Err(_) => job.shared.recorder.warning(
                 &about,

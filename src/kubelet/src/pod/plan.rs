@@ -11,7 +11,9 @@ use k8s_openapi::api::core::v1::Pod;
 use skiff_cri::{Container, ContainerState};
 
 use super::spec::{self, Kind, Spec};
-use super::state::{ImageNote, Notes, Observed, RESTART_BACKOFF_FIRST_S, Subject, Verdict, labels, next_backoff};
+use super::state::{
+    ImageNote, Notes, Observed, RESTART_BACKOFF_FIRST_S, Subject, Verdict, labels, next_backoff,
+};
 
 /// A kill under way is shortened only when the new deadline is earlier by more than this: clocks are not exact.
 const DEADLINE_SLACK: Duration = Duration::from_secs(1);
@@ -166,12 +168,26 @@ fn wants_restart(pod: &Pod, spec: &Spec, exit_code: i32) -> bool {
 }
 
 fn own_policy<'a>(pod: &'a Pod, spec: &'a Spec) -> &'a str {
-    spec.container.restart_policy.as_deref().unwrap_or_else(|| spec::restart_policy(pod))
+    spec.container
+        .restart_policy
+        .as_deref()
+        .unwrap_or_else(|| spec::restart_policy(pod))
 }
 
 /// Whether and when an ended container starts again. `sandbox` is the one it would start in.
-pub fn restart(pod: &Pod, spec: &Spec, container: &Container, sandbox: Option<&str>, now: SystemTime) -> Restart {
-    let ContainerState::Exited { exit_code, finished_at, .. } = container.state else {
+pub fn restart(
+    pod: &Pod,
+    spec: &Spec,
+    container: &Container,
+    sandbox: Option<&str>,
+    now: SystemTime,
+) -> Restart {
+    let ContainerState::Exited {
+        exit_code,
+        finished_at,
+        ..
+    } = container.state
+    else {
         return Restart::Now { backoff_s: 0 };
     };
     if !wants_restart(pod, spec, exit_code) {
@@ -179,17 +195,26 @@ pub fn restart(pod: &Pod, spec: &Spec, container: &Container, sandbox: Option<&s
     }
     if sandbox.is_some_and(|sandbox| sandbox != container.sandbox) {
         // The pod moved to a new sandbox (a reboot): what ended then did not crash.
-        return Restart::Now { backoff_s: RESTART_BACKOFF_FIRST_S };
+        return Restart::Now {
+            backoff_s: RESTART_BACKOFF_FIRST_S,
+        };
     }
     let (delay, backoff_s) = next_backoff(container);
     // A wall clock that jumped must not stretch the wait: never longer than the delay from now.
     let at = finished_at.checked_add(delay).unwrap_or(now).min(now + delay);
-    if delay.is_zero() || at <= now { Restart::Now { backoff_s } } else { Restart::At { at, delay, backoff_s } }
+    if delay.is_zero() || at <= now {
+        Restart::Now { backoff_s }
+    } else {
+        Restart::At { at, delay, backoff_s }
+    }
 }
 
 /// Whether every container has ended for good, or an init container failed for good.
 pub fn complete(pod: &Pod, specs: &[Spec], observed: &Observed) -> bool {
-    let ended = |spec: &Spec| match observed.latest(&spec.container.name).map(|container| &container.state) {
+    let ended = |spec: &Spec| match observed
+        .latest(&spec.container.name)
+        .map(|container| &container.state)
+    {
         Some(ContainerState::Exited { exit_code, .. }) => {
             (!wants_restart(pod, spec, *exit_code)).then_some(*exit_code)
         }
@@ -202,16 +227,23 @@ pub fn complete(pod: &Pod, specs: &[Spec], observed: &Observed) -> bool {
     if mains.all(|spec| ended(spec).is_some()) {
         return true;
     }
-    let main_exists =
-        specs.iter().any(|spec| spec.kind == Kind::Main && observed.latest(&spec.container.name).is_some());
+    let main_exists = specs
+        .iter()
+        .any(|spec| spec.kind == Kind::Main && observed.latest(&spec.container.name).is_some());
     !main_exists
-        && specs.iter().any(|spec| spec.kind == Kind::Init && ended(spec).is_some_and(|exit_code| exit_code != 0))
+        && specs
+            .iter()
+            .any(|spec| spec.kind == Kind::Init && ended(spec).is_some_and(|exit_code| exit_code != 0))
 }
 
 /// The moment `activeDeadlineSeconds` is used up.
 fn active_deadline(pod: &Pod, notes: &Notes) -> Option<SystemTime> {
     let seconds = pod.spec.as_ref()?.active_deadline_seconds?;
-    let begun = pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0.into());
+    let begun = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.start_time.as_ref())
+        .map(|time| time.0.into());
     let begun: SystemTime = begun.or(notes.first_seen)?;
     begun.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
 }
@@ -239,7 +271,14 @@ pub fn plan(pod: &Pod, specs: &[Spec], observed: &Observed, notes: &Notes, now: 
         plan.wake_at(deadline);
     }
     let ready = prepare(&mut plan, observed, notes, now);
-    let mut starts = Starts { pod, observed, notes, now, ready, plan };
+    let mut starts = Starts {
+        pod,
+        observed,
+        notes,
+        now,
+        ready,
+        plan,
+    };
     starts.containers(specs);
     starts.forget(specs);
     starts.plan
@@ -263,16 +302,22 @@ fn prepare(plan: &mut Plan, observed: &Observed, notes: &Notes, now: SystemTime)
     let mut connected = false;
     match observed.sandbox() {
         Some(sandbox) => {
-            connected = notes.network.as_ref().is_some_and(|network| network.sandbox == sandbox.id);
+            connected = notes
+                .network
+                .as_ref()
+                .is_some_and(|network| network.sandbox == sandbox.id);
             if !connected && sandbox_due {
-                plan.actions.push(Action::Attach { sandbox: sandbox.id.clone() });
+                plan.actions.push(Action::Attach {
+                    sandbox: sandbox.id.clone(),
+                });
             }
         }
         None => {
             // What runs in a broken sandbox has no network: end it first.
             let mut running = observed.running().peekable();
             if running.peek().is_some() {
-                for container in running.filter(|container| !notes.busy(&Subject::Kill(container.id.clone()))) {
+                for container in running.filter(|container| !notes.busy(&Subject::Kill(container.id.clone())))
+                {
                     plan.actions.push(Action::Kill {
                         id: container.id.clone(),
                         name: container.name.clone(),
@@ -282,7 +327,10 @@ fn prepare(plan: &mut Plan, observed: &Observed, notes: &Notes, now: SystemTime)
                     });
                 }
             } else if sandbox_due {
-                let attempt = observed.sandboxes.first().map_or(0, |sandbox| sandbox.config.attempt + 1);
+                let attempt = observed
+                    .sandboxes
+                    .first()
+                    .map_or(0, |sandbox| sandbox.config.attempt + 1);
                 plan.actions.push(Action::RunSandbox { attempt });
             }
         }
@@ -307,14 +355,23 @@ impl Starts<'_> {
     /// The newest record of a container in the sandbox of now.
     fn current(&self, name: &str) -> Option<&Container> {
         let sandbox = self.observed.sandbox()?;
-        self.observed.latest(name).filter(|container| container.sandbox == sandbox.id)
+        self.observed
+            .latest(name)
+            .filter(|container| container.sandbox == sandbox.id)
     }
 
     fn containers(&mut self, specs: &[Spec]) {
         let is_main = |spec: &&Spec| spec.kind == Kind::Main;
-        let initialised = specs.iter().filter(is_main).any(|spec| self.current(&spec.container.name).is_some());
+        let initialised = specs
+            .iter()
+            .filter(is_main)
+            .any(|spec| self.current(&spec.container.name).is_some());
         for spec in specs.iter().filter(|spec| spec.is_init()) {
-            let done = if spec.kind == Kind::Sidecar { self.sidecar(spec) } else { initialised || self.init(spec) };
+            let done = if spec.kind == Kind::Sidecar {
+                self.sidecar(spec)
+            } else {
+                initialised || self.init(spec)
+            };
             if !done && !initialised {
                 return;
             }
@@ -323,7 +380,10 @@ impl Starts<'_> {
             self.keep_running(spec);
         }
         if initialised {
-            for spec in specs.iter().filter(|spec| matches!(spec.kind, Kind::Ephemeral { .. })) {
+            for spec in specs
+                .iter()
+                .filter(|spec| matches!(spec.kind, Kind::Ephemeral { .. }))
+            {
                 let known = spec::old_status(self.pod.status.as_ref(), &spec.container.name)
                     .is_some_and(|status| status.container_id.is_some());
                 if !known && self.observed.latest(&spec.container.name).is_none() {
@@ -335,7 +395,10 @@ impl Starts<'_> {
 
     /// True once the init container has succeeded.
     fn init(&mut self, spec: &Spec) -> bool {
-        match self.current(&spec.container.name).map(|container| &container.state) {
+        match self
+            .current(&spec.container.name)
+            .map(|container| &container.state)
+        {
             Some(ContainerState::Exited { exit_code: 0, .. }) => return true,
             Some(ContainerState::Running) => {}
             _ => self.keep_running(spec),
@@ -349,7 +412,11 @@ impl Starts<'_> {
         match self.current(&spec.container.name) {
             Some(container) if container.state == ContainerState::Running => {
                 self.notes.started.contains(&container.id)
-                    && self.notes.probes.get(&container.id).is_none_or(|probe| probe.started)
+                    && self
+                        .notes
+                        .probes
+                        .get(&container.id)
+                        .is_none_or(|probe| probe.started)
             }
             _ => false,
         }
@@ -372,7 +439,9 @@ impl Starts<'_> {
                 let mut decision = restart(self.pod, spec, &container, sandbox, self.now);
                 if spec.kind == Kind::Init && sandbox.is_some_and(|sandbox| sandbox != container.sandbox) {
                     // Init containers run again in a new sandbox, whatever they ended with before.
-                    decision = Restart::Now { backoff_s: RESTART_BACKOFF_FIRST_S };
+                    decision = Restart::Now {
+                        backoff_s: RESTART_BACKOFF_FIRST_S,
+                    };
                 }
                 match decision {
                     Restart::Never => {}
@@ -388,12 +457,19 @@ impl Starts<'_> {
         let name = &spec.container.name;
         let image = spec.container.image.as_deref().unwrap_or_default();
         let own_grace;
-        let message = if let Some((message, grace)) =
-            self.notes.probes.get(&container.id).and_then(|probe| probe.dead.clone())
+        let message = if let Some((message, grace)) = self
+            .notes
+            .probes
+            .get(&container.id)
+            .and_then(|probe| probe.dead.clone())
         {
             own_grace = grace;
             message
-        } else if container.annotations.get(labels::IMAGE).is_some_and(|old| old != image) {
+        } else if container
+            .annotations
+            .get(labels::IMAGE)
+            .is_some_and(|old| old != image)
+        {
             own_grace = None;
             format!("Container {name} definition changed, will be restarted")
         } else {
@@ -436,7 +512,9 @@ impl Starts<'_> {
             }
             _ => {
                 if !self.notes.busy(&Subject::Image(name.clone())) {
-                    self.plan.actions.push(Action::EnsureImage { container: name.clone() });
+                    self.plan.actions.push(Action::EnsureImage {
+                        container: name.clone(),
+                    });
                 }
                 return;
             }
@@ -461,7 +539,9 @@ impl Starts<'_> {
                 ended += 1;
                 let subject = Subject::Remove(container.id.clone());
                 if ended > 1 && !self.notes.busy(&subject) {
-                    self.plan.actions.push(Action::Remove { id: container.id.clone() });
+                    self.plan.actions.push(Action::Remove {
+                        id: container.id.clone(),
+                    });
                 }
             }
         }
@@ -472,11 +552,16 @@ impl Starts<'_> {
         let stale = self.observed.sandboxes.iter().skip(1).find(|sandbox| {
             !self.observed.containers.iter().any(|container| {
                 container.sandbox == sandbox.id
-                    && self.observed.latest(&container.name).is_some_and(|latest| latest.id == container.id)
+                    && self
+                        .observed
+                        .latest(&container.name)
+                        .is_some_and(|latest| latest.id == container.id)
             })
         });
         if let Some(sandbox) = stale {
-            self.plan.actions.push(Action::RemoveSandbox { sandbox: sandbox.id.clone() });
+            self.plan.actions.push(Action::RemoveSandbox {
+                sandbox: sandbox.id.clone(),
+            });
         }
     }
 }
@@ -502,12 +587,19 @@ fn stop(specs: &[Spec], observed: &Observed, notes: &Notes, deleted: bool, now: 
     }
     let deadline = stop_deadline(notes, now);
     let order = |container: &Container| {
-        specs.iter().position(|spec| spec.kind == Kind::Sidecar && spec.container.name == container.name)
+        specs
+            .iter()
+            .position(|spec| spec.kind == Kind::Sidecar && spec.container.name == container.name)
     };
-    let (sidecars, others): (Vec<&Container>, Vec<&Container>) =
-        observed.running().partition(|container| order(container).is_some());
+    let (sidecars, others): (Vec<&Container>, Vec<&Container>) = observed
+        .running()
+        .partition(|container| order(container).is_some());
     let targets = if others.is_empty() {
-        sidecars.into_iter().max_by_key(|container| order(container)).into_iter().collect()
+        sidecars
+            .into_iter()
+            .max_by_key(|container| order(container))
+            .into_iter()
+            .collect()
     } else {
         others
     };
@@ -529,21 +621,28 @@ fn stop(specs: &[Spec], observed: &Observed, notes: &Notes, deleted: bool, now: 
     if !targets.is_empty() || !notes.in_flight.is_empty() {
         return plan;
     }
-    let retry = notes.sandbox_failure.as_ref().filter(|failure| failure.retry_at > now);
+    let retry = notes
+        .sandbox_failure
+        .as_ref()
+        .filter(|failure| failure.retry_at > now);
     if let Some(failure) = retry {
         plan.wake_at(failure.retry_at);
         return plan;
     }
     if deleted {
         if let Some(sandbox) = observed.sandboxes.first() {
-            plan.actions.push(Action::RemoveSandbox { sandbox: sandbox.id.clone() });
+            plan.actions.push(Action::RemoveSandbox {
+                sandbox: sandbox.id.clone(),
+            });
         } else if !notes.cleaned {
             plan.actions.push(Action::CleanUp);
         } else if !notes.gone && !notes.finished {
             plan.actions.push(Action::Finish);
         }
     } else if let Some(sandbox) = observed.sandboxes.iter().find(|sandbox| sandbox.ready) {
-        plan.actions.push(Action::StopSandbox { sandbox: sandbox.id.clone() });
+        plan.actions.push(Action::StopSandbox {
+            sandbox: sandbox.id.clone(),
+        });
     } else if !notes.cleaned {
         plan.actions.push(Action::CleanUp);
     }

@@ -31,7 +31,10 @@ impl World {
         World {
             pod: serde_json::from_value(pod).unwrap(),
             observed: Observed::default(),
-            notes: Notes { first_seen: Some(now()), ..Notes::default() },
+            notes: Notes {
+                first_seen: Some(now()),
+                ..Notes::default()
+            },
         }
     }
 
@@ -42,13 +45,18 @@ impl World {
     /// Sandbox, network and volumes are there.
     fn ready(mut self) -> World {
         self.observed.sandboxes.push(sandbox("s0", 0, true));
-        self.notes.network = Some(Network { sandbox: "s0".into(), ips: vec!["10.0.0.1".parse().unwrap()] });
+        self.notes.network = Some(Network {
+            sandbox: "s0".into(),
+            ips: vec!["10.0.0.1".parse().unwrap()],
+        });
         self.notes.volumes_ready = true;
         self
     }
 
     fn image(mut self, name: &str) -> World {
-        self.notes.images.insert(name.into(), ImageNote::Present("img".into()));
+        self.notes
+            .images
+            .insert(name.into(), ImageNote::Present("img".into()));
         self
     }
 
@@ -85,7 +93,10 @@ impl World {
         let plan = self.plan();
         let mut words: Vec<String> = plan.actions.iter().map(short).collect();
         if let Some(wake) = plan.wake {
-            words.push(format!("wake+{}", wake.duration_since(now()).unwrap_or_default().as_secs()));
+            words.push(format!(
+                "wake+{}",
+                wake.duration_since(now()).unwrap_or_default().as_secs()
+            ));
         }
         words.join(" ")
     }
@@ -99,9 +110,17 @@ fn short(action: &Action) -> String {
         Action::RemoveSandbox { sandbox } => format!("remove:{sandbox}"),
         Action::SetUpVolumes => "volumes".into(),
         Action::EnsureImage { container } => format!("image:{container}"),
-        Action::Start { container, attempt, backoff_s, .. } => format!("start:{container}/{attempt}/{backoff_s}"),
+        Action::Start {
+            container,
+            attempt,
+            backoff_s,
+            ..
+        } => format!("start:{container}/{attempt}/{backoff_s}"),
         Action::Kill { id, deadline, .. } => {
-            format!("kill:{id}+{}", deadline.duration_since(now()).unwrap_or_default().as_secs())
+            format!(
+                "kill:{id}+{}",
+                deadline.duration_since(now()).unwrap_or_default().as_secs()
+            )
         }
         Action::Remove { id } => format!("forget:{id}"),
         Action::Fail(verdict) => format!("fail:{}", verdict.reason),
@@ -114,7 +133,11 @@ fn short(action: &Action) -> String {
 fn sandbox(id: &str, attempt: u32, ready: bool) -> Sandbox {
     Sandbox {
         id: id.into(),
-        config: SandboxConfig { uid: "u".into(), attempt, ..SandboxConfig::default() },
+        config: SandboxConfig {
+            uid: "u".into(),
+            attempt,
+            ..SandboxConfig::default()
+        },
         ready,
         created_at: at(u64::from(attempt)),
         netns: None,
@@ -156,7 +179,9 @@ fn exited(id: &str, name: &str, attempt: u32, exit_code: i32, ago: u64) -> Conta
 }
 
 fn backoff(mut container: Container, seconds: u64) -> Container {
-    container.annotations.insert(labels::BACKOFF_S.into(), seconds.to_string());
+    container
+        .annotations
+        .insert(labels::BACKOFF_S.into(), seconds.to_string());
     container
 }
 
@@ -173,11 +198,30 @@ fn failure(due_in: u64) -> Failure {
 fn a_start() {
     let table = [
         ("nothing there", World::one("Always"), "sandbox0 volumes"),
-        ("both under way", World::one("Always").busy(Subject::Sandbox).busy(Subject::Volumes), ""),
+        (
+            "both under way",
+            World::one("Always").busy(Subject::Sandbox).busy(Subject::Volumes),
+            "",
+        ),
         ("image first", World::one("Always").ready(), "image:a"),
-        ("image on its way", World::one("Always").ready().busy(Subject::Image("a".into())), ""),
-        ("then the container", World::one("Always").ready().image("a"), "start:a/0/0"),
-        ("starting", World::one("Always").ready().image("a").busy(Subject::Start("a".into())), ""),
+        (
+            "image on its way",
+            World::one("Always").ready().busy(Subject::Image("a".into())),
+            "",
+        ),
+        (
+            "then the container",
+            World::one("Always").ready().image("a"),
+            "start:a/0/0",
+        ),
+        (
+            "starting",
+            World::one("Always")
+                .ready()
+                .image("a")
+                .busy(Subject::Start("a".into())),
+            "",
+        ),
         ("runs", World::one("Always").ready().with(running("c", "a")), ""),
     ];
     for (what, world, expected) in table {
@@ -210,7 +254,11 @@ fn restarts() {
         ("Always", backoff(exited("c", "a", 1, 1, 3), 10), "wake+7"),
         ("Always", backoff(exited("c", "a", 1, 1, 10), 10), "start:a/2/20"),
         ("Always", backoff(exited("c", "a", 5, 1, 1), 300), "wake+299"),
-        ("Always", backoff(exited("c", "a", 9, 1, 301), 300), "start:a/10/300"),
+        (
+            "Always",
+            backoff(exited("c", "a", 9, 1, 301), 300),
+            "start:a/10/300",
+        ),
     ];
     for (policy, container, expected) in table {
         let what = format!("{policy} {:?}", container.state);
@@ -223,19 +271,35 @@ fn restarts() {
         }
         assert_eq!(world.text(), expected, "{what}");
     }
-    let mut long = World::one("Always").ready().image("a").with(backoff(exited("c", "a", 5, 1, 1), 300));
+    let mut long = World::one("Always")
+        .ready()
+        .image("a")
+        .with(backoff(exited("c", "a", 5, 1, 1), 300));
     long.observed.containers[0].started_at = Some(at(0));
-    assert_eq!(long.text(), "start:a/6/10", "a long run starts over without delay");
+    assert_eq!(
+        long.text(),
+        "start:a/6/10",
+        "a long run starts over without delay"
+    );
 }
 
 #[test]
 fn waiting_for_what_failed() {
     let mut world = World::one("Always").ready();
-    world.notes.images.insert("a".into(), ImageNote::Failed(failure(18)));
+    world
+        .notes
+        .images
+        .insert("a".into(), ImageNote::Failed(failure(18)));
     assert_eq!(world.text(), "wake+3", "the reason shown changes first");
-    world.notes.images.insert("a".into(), ImageNote::Failed(failure(4)));
+    world
+        .notes
+        .images
+        .insert("a".into(), ImageNote::Failed(failure(4)));
     assert_eq!(world.text(), "wake+4");
-    world.notes.images.insert("a".into(), ImageNote::Failed(failure(0)));
+    world
+        .notes
+        .images
+        .insert("a".into(), ImageNote::Failed(failure(0)));
     assert_eq!(world.text(), "image:a");
     let mut world = World::one("Always").ready().image("a");
     world.notes.start_failures.insert("a".into(), failure(5));
@@ -266,13 +330,24 @@ fn init_containers_run_in_order() {
     let table = [
         ("first", with_init(), "start:i1/0/0"),
         ("first runs", with_init().with(running("1", "i1")), ""),
-        ("first failed", with_init().with(exited("1", "i1", 0, 1, 9)), "start:i1/1/10"),
+        (
+            "first failed",
+            with_init().with(exited("1", "i1", 0, 1, 9)),
+            "start:i1/1/10",
+        ),
         ("sidecar next", done(), "start:side/0/0"),
         ("sidecar not started yet", done().with(running("2", "side")), ""),
-        ("sidecar started", done().with(running("2", "side")).started("2"), "start:i2/0/0"),
+        (
+            "sidecar started",
+            done().with(running("2", "side")).started("2"),
+            "start:i2/0/0",
+        ),
         (
             "all done",
-            done().with(running("2", "side")).started("2").with(exited("3", "i2", 0, 0, 5)),
+            done()
+                .with(running("2", "side"))
+                .started("2")
+                .with(exited("3", "i2", 0, 0, 5)),
             "start:a/0/0 start:b/0/0",
         ),
         (
@@ -290,25 +365,59 @@ fn init_containers_run_in_order() {
     }
     let mut never = with_init().with(exited("1", "i1", 0, 1, 9));
     never.pod.spec.as_mut().unwrap().restart_policy = Some("Never".into());
-    assert_eq!(never.text(), "stop:s0", "a failed init container ends a pod that never restarts");
+    assert_eq!(
+        never.text(),
+        "stop:s0",
+        "a failed init container ends a pod that never restarts"
+    );
 }
 
 #[test]
 fn a_sidecar_with_a_startup_probe_holds_the_next_back() {
-    let mut world =
-        with_init().with(exited("1", "i1", 0, 0, 9)).with(running("2", "side")).started("2");
-    world.notes.probes.insert("2".into(), ProbeNote { started: false, ready: false, dead: None });
+    let mut world = with_init()
+        .with(exited("1", "i1", 0, 0, 9))
+        .with(running("2", "side"))
+        .started("2");
+    world.notes.probes.insert(
+        "2".into(),
+        ProbeNote {
+            started: false,
+            ready: false,
+            dead: None,
+        },
+    );
     assert_eq!(world.text(), "");
-    world.notes.probes.insert("2".into(), ProbeNote { started: true, ready: false, dead: None });
+    world.notes.probes.insert(
+        "2".into(),
+        ProbeNote {
+            started: true,
+            ready: false,
+            dead: None,
+        },
+    );
     assert_eq!(world.text(), "start:i2/0/0");
 }
 
 #[test]
 fn kills() {
     let mut world = World::one("Always").ready().with(running("c", "a"));
-    world.notes.probes.insert("c".into(), ProbeNote { started: true, ready: true, dead: Some(("m".into(), None)) });
+    world.notes.probes.insert(
+        "c".into(),
+        ProbeNote {
+            started: true,
+            ready: true,
+            dead: Some(("m".into(), None)),
+        },
+    );
     assert_eq!(world.text(), "kill:c+30");
-    world.notes.probes.insert("c".into(), ProbeNote { started: true, ready: true, dead: Some(("m".into(), Some(5))) });
+    world.notes.probes.insert(
+        "c".into(),
+        ProbeNote {
+            started: true,
+            ready: true,
+            dead: Some(("m".into(), Some(5))),
+        },
+    );
     assert_eq!(world.text(), "kill:c+5", "a probe may have a grace of its own");
     let world = world.busy(Subject::Kill("c".into()));
     assert_eq!(world.text(), "", "once is enough");
@@ -329,9 +438,24 @@ fn deletion() {
         ("never ran here", World::one("Always").deleted(30), "clean"),
         ("nothing left", cleaned, "finish"),
         ("nobody to tell", gone, ""),
-        ("runs", sandboxed().with(running("c", "a")).deleted(30), "kill:c+30"),
-        ("being killed", sandboxed().with(running("c", "a")).deleted(30).busy(Subject::Kill("c".into())), ""),
-        ("ended", sandboxed().with(exited("c", "a", 0, 0, 1)).deleted(30), "remove:s0"),
+        (
+            "runs",
+            sandboxed().with(running("c", "a")).deleted(30),
+            "kill:c+30",
+        ),
+        (
+            "being killed",
+            sandboxed()
+                .with(running("c", "a"))
+                .deleted(30)
+                .busy(Subject::Kill("c".into())),
+            "",
+        ),
+        (
+            "ended",
+            sandboxed().with(exited("c", "a", 0, 0, 1)).deleted(30),
+            "remove:s0",
+        ),
         (
             "a pull is given up",
             sandboxed().deleted(30).busy(Subject::Image("a".into())),
@@ -347,9 +471,15 @@ fn deletion() {
 fn a_shorter_grace_hurries_a_kill() {
     let mut world = World::one("Always").ready().with(running("c", "a")).deleted(2);
     let subject = Subject::Kill("c".into());
-    world.notes.in_flight.insert(subject.clone(), Some(now() + Duration::from_secs(30)));
+    world
+        .notes
+        .in_flight
+        .insert(subject.clone(), Some(now() + Duration::from_secs(30)));
     assert_eq!(world.text(), "kill:c+2");
-    world.notes.in_flight.insert(subject, Some(now() + Duration::from_secs(2)));
+    world
+        .notes
+        .in_flight
+        .insert(subject, Some(now() + Duration::from_secs(2)));
     assert_eq!(world.text(), "");
 }
 
@@ -365,11 +495,18 @@ fn sidecars_end_last_and_in_reverse() {
         world.with(running("1", "s1")).with(running("2", "s2"))
     };
     let table = [
-        ("main containers together", base().with(running("3", "a")).with(running("4", "b")), "kill:3+30 kill:4+30"),
+        (
+            "main containers together",
+            base().with(running("3", "a")).with(running("4", "b")),
+            "kill:3+30 kill:4+30",
+        ),
         ("then the last sidecar", base(), "kill:2+30"),
         (
             "then the first",
-            World::new(spec.clone()).ready().deleted(30).with(running("1", "s1")),
+            World::new(spec.clone())
+                .ready()
+                .deleted(30)
+                .with(running("1", "s1")),
             "kill:1+30",
         ),
     ];
@@ -404,7 +541,10 @@ fn a_deadline() {
     assert_eq!(world.text(), "wake+60");
     world.notes.first_seen = Some(at(900));
     assert_eq!(world.text(), "fail:DeadlineExceeded");
-    world.notes.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: "m".into() });
+    world.notes.verdict = Some(Verdict {
+        reason: "DeadlineExceeded".into(),
+        message: "m".into(),
+    });
     world.notes.stop = Some((now() + Duration::from_secs(30), 30));
     assert_eq!(world.text(), "kill:c+30");
 }
@@ -420,13 +560,24 @@ fn after_a_reboot() {
     assert_eq!(lost("Never").text(), "clean", "what ended does not run again");
     let mut again = lost("Always").image("a");
     again.observed.sandboxes.insert(0, sandbox("s1", 1, true));
-    again.notes.network = Some(Network { sandbox: "s1".into(), ips: Vec::new() });
+    again.notes.network = Some(Network {
+        sandbox: "s1".into(),
+        ips: Vec::new(),
+    });
     again.notes.volumes_ready = true;
-    assert_eq!(again.text(), "start:a/3/10", "at once: a reboot is not a crash; the record is still needed");
+    assert_eq!(
+        again.text(),
+        "start:a/3/10",
+        "at once: a reboot is not a crash; the record is still needed"
+    );
     let mut fresh = running("n", "a");
     fresh.sandbox = "s1".into();
     fresh.attempt = 3;
-    assert_eq!(again.with(fresh).text(), "remove:s0", "the old sandbox goes when something newer runs");
+    assert_eq!(
+        again.with(fresh).text(),
+        "remove:s0",
+        "the old sandbox goes when something newer runs"
+    );
 }
 
 #[test]
@@ -450,7 +601,12 @@ fn old_records_are_forgotten() {
 fn restart_rules_of_a_container() {
     let spec = json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": "i", "restartPolicy": "Never",
         "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]}]});
-    let world = |code| World::new(spec.clone()).ready().image("a").with(exited("c", "a", 0, code, 1));
+    let world = |code| {
+        World::new(spec.clone())
+            .ready()
+            .image("a")
+            .with(exited("c", "a", 0, code, 1))
+    };
     assert_eq!(world(42).text(), "start:a/1/10");
     assert_eq!(world(1).text(), "stop:s0");
 }
@@ -459,7 +615,12 @@ fn restart_rules_of_a_container() {
 fn ephemeral_containers_run_once() {
     let spec = json!({"containers": [{"name": "a", "image": "i"}],
         "ephemeralContainers": [{"name": "debug", "image": "i", "targetContainerName": "a"}]});
-    let base = || World::new(spec.clone()).ready().image("debug").with(running("c", "a"));
+    let base = || {
+        World::new(spec.clone())
+            .ready()
+            .image("debug")
+            .with(running("c", "a"))
+    };
     assert_eq!(base().text(), "start:debug/0/0");
     assert_eq!(base().with(exited("d", "debug", 0, 1, 1)).text(), "");
 }
@@ -471,7 +632,12 @@ fn the_plan_settles_for_any_state() {
         None,
         Some(ContainerState::Created),
         Some(ContainerState::Running),
-        Some(ContainerState::Exited { exit_code: 1, finished_at: at(999), reason: String::new(), message: String::new() }),
+        Some(ContainerState::Exited {
+            exit_code: 1,
+            finished_at: at(999),
+            reason: String::new(),
+            message: String::new(),
+        }),
     ];
     for policy in ["Always", "OnFailure", "Never"] {
         for sandbox_ready in [None, Some(true), Some(false)] {
@@ -482,8 +648,10 @@ fn the_plan_settles_for_any_state() {
                         if let Some(ready) = sandbox_ready {
                             world.observed.sandboxes.push(sandbox("s0", 0, ready));
                         }
-                        world.notes.network =
-                            Some(Network { sandbox: "s0".into(), ips: Vec::new() });
+                        world.notes.network = Some(Network {
+                            sandbox: "s0".into(),
+                            ips: Vec::new(),
+                        });
                         world.notes.volumes_ready = volumes;
                         if let Some(state) = state {
                             world = world.with(container("c", "a", 0, state.clone()));
@@ -501,7 +669,10 @@ fn the_plan_settles_for_any_state() {
                             world.notes.in_flight.insert(subject, Some(now()));
                         }
                         let again = world.plan().actions;
-                        assert!(again.iter().all(|action| matches!(action, Action::Abort(_))), "{again:?}");
+                        assert!(
+                            again.iter().all(|action| matches!(action, Action::Abort(_))),
+                            "{again:?}"
+                        );
                     }
                 }
             }

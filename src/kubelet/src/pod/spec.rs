@@ -1,6 +1,8 @@
 //! A pod's containers as one list, and small questions about a pod. Pure.
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Lifecycle, ObjectReference, Pod, PodStatus, Probe};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStatus, Lifecycle, ObjectReference, Pod, PodStatus, Probe,
+};
 use serde_json::json;
 
 use crate::resources;
@@ -69,18 +71,34 @@ pub fn specs(pod: &Pod) -> Vec<Spec> {
     let Some(spec) = &pod.spec else { return Vec::new() };
     let mut list = Vec::new();
     for container in spec.init_containers.iter().flatten() {
-        let kind = if resources::is_sidecar(container) { Kind::Sidecar } else { Kind::Init };
-        list.push(Spec { container: container.clone(), kind });
+        let kind = if resources::is_sidecar(container) {
+            Kind::Sidecar
+        } else {
+            Kind::Init
+        };
+        list.push(Spec {
+            container: container.clone(),
+            kind,
+        });
     }
     for container in &spec.containers {
-        list.push(Spec { container: container.clone(), kind: Kind::Main });
+        list.push(Spec {
+            container: container.clone(),
+            kind: Kind::Main,
+        });
     }
     for ephemeral in spec.ephemeral_containers.iter().flatten() {
         // The two types share every field but the target, so the JSON form converts one into the other.
         let container = serde_json::to_value(ephemeral).and_then(serde_json::from_value);
         if let Ok(container) = container {
-            let target = ephemeral.target_container_name.clone().filter(|name| !name.is_empty());
-            list.push(Spec { container, kind: Kind::Ephemeral { target } });
+            let target = ephemeral
+                .target_container_name
+                .clone()
+                .filter(|name| !name.is_empty());
+            list.push(Spec {
+                container,
+                kind: Kind::Ephemeral { target },
+            });
         }
     }
     list
@@ -108,17 +126,26 @@ pub fn full_name(pod: &Pod) -> String {
 
 /// Whether the pod lives in the node's network namespace.
 pub fn host_network(pod: &Pod) -> bool {
-    pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.host_network)
+        .unwrap_or(false)
 }
 
 /// `restartPolicy`, `Always` when absent.
 pub fn restart_policy(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always")
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.restart_policy.as_deref())
+        .unwrap_or("Always")
 }
 
 /// `terminationGracePeriodSeconds` of the spec.
 pub fn grace_s(pod: &Pod) -> i64 {
-    pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(DEFAULT_GRACE_S)
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.termination_grace_period_seconds)
+        .unwrap_or(DEFAULT_GRACE_S)
 }
 
 /// Whether the API says that the pod has ended.
@@ -130,11 +157,15 @@ pub fn ended(pod: &Pod) -> bool {
 /// The status the API holds for a container.
 pub fn old_status<'a>(status: Option<&'a PodStatus>, name: &str) -> Option<&'a ContainerStatus> {
     let status = status?;
-    [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find(|status| status.name == name)
+    [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ]
+    .into_iter()
+    .flatten()
+    .flatten()
+    .find(|status| status.name == name)
 }
 
 /// A reference to the pod for events; with a path it points at one container.
@@ -152,6 +183,7 @@ pub fn reference(pod: &Pod, field_path: Option<String>) -> ObjectReference {
 
 /// A pod that exists no more in the API, as far as the labels of its sandbox tell.
 pub fn remembered(namespace: &str, name: &str, uid: &str) -> Pod {
-    let value = json!({"metadata": {"namespace": namespace, "name": name, "uid": uid}, "spec": {"containers": []}});
+    let value =
+        json!({"metadata": {"namespace": namespace, "name": name, "uid": uid}, "spec": {"containers": []}});
     serde_json::from_value(value).unwrap_or_default()
 }

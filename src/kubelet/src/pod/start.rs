@@ -63,7 +63,10 @@ pub struct StartError {
 }
 
 fn config_error(message: impl ToString) -> StartError {
-    StartError { reason: CONFIG_ERROR, message: message.to_string() }
+    StartError {
+        reason: CONFIG_ERROR,
+        message: message.to_string(),
+    }
 }
 
 /// Creates and starts a container. `running` is called as soon as its process runs, before the hook.
@@ -86,7 +89,11 @@ pub async fn start(job: Job, request: Request, running: impl Fn() + Send + 'stat
         Ok(config) => config,
         Err(error) => {
             recorder.warning(&about, "Failed", format!("Error: {}", error.message));
-            return Done::NotStarted { reason: error.reason.into(), message: error.message, created: false };
+            return Done::NotStarted {
+                reason: error.reason.into(),
+                message: error.message,
+                created: false,
+            };
         }
     };
     let log = config.log_path.clone();
@@ -95,7 +102,11 @@ pub async fn start(job: Job, request: Request, running: impl Fn() + Send + 'stat
         Err(error) => {
             recorder.warning(&about, "Failed", format!("Error: {error}"));
             let reason = create_reason(&error).into();
-            return Done::NotStarted { reason, message: error.to_string(), created: false };
+            return Done::NotStarted {
+                reason,
+                message: error.to_string(),
+                created: false,
+            };
         }
     };
     recorder.normal(&about, "Created", format!("Created container: {name}"));
@@ -109,11 +120,19 @@ pub async fn start(job: Job, request: Request, running: impl Fn() + Send + 'stat
             Ok(container) => matches!(container.state, ContainerState::Exited { .. }),
             Err(_) => false,
         };
-        return Done::NotStarted { reason: "RunContainerError".into(), message: error.to_string(), created };
+        return Done::NotStarted {
+            reason: "RunContainerError".into(),
+            message: error.to_string(),
+            created,
+        };
     }
     recorder.normal(&about, "Started", format!("Started container {name}"));
     running();
-    if let Some(handler) = request.spec.lifecycle().and_then(|lifecycle| lifecycle.post_start.as_ref()) {
+    if let Some(handler) = request
+        .spec
+        .lifecycle()
+        .and_then(|lifecycle| lifecycle.post_start.as_ref())
+    {
         let target = Target {
             runtime: runtime.clone(),
             id: id.clone(),
@@ -121,7 +140,11 @@ pub async fn start(job: Job, request: Request, running: impl Fn() + Send + 'stat
             container: request.spec.container.clone(),
         };
         if let Err(error) = probes::run_hook(handler, &target, HOOK_MAX).await {
-            recorder.warning(&about, "FailedPostStartHook", format!("PostStartHook failed: {error}"));
+            recorder.warning(
+                &about,
+                "FailedPostStartHook",
+                format!("PostStartHook failed: {error}"),
+            );
             recorder.normal(&about, "Killing", "FailedPostStartHook".to_owned());
             let grace = Duration::from_secs(u64::try_from(spec::grace_s(&job.pod)).unwrap_or(0));
             let _ = runtime.stop_container(&id, grace).await;
@@ -138,7 +161,11 @@ pub async fn start(job: Job, request: Request, running: impl Fn() + Send + 'stat
 /// A flat name for the log, for shippers that look in one folder.
 async fn link_log(job: &Job, name: &str, id: &str, log: &Path) {
     let dir = &job.shared.config.dirs.container_logs;
-    let link = dir.join(format!("{}_{}_{name}-{id}.log", spec::name(&job.pod), spec::namespace(&job.pod)));
+    let link = dir.join(format!(
+        "{}_{}_{name}-{id}.log",
+        spec::name(&job.pod),
+        spec::namespace(&job.pod)
+    ));
     let made = async {
         tokio::fs::create_dir_all(dir).await?;
         tokio::fs::symlink(log, &link).await
@@ -153,16 +180,30 @@ async fn config(job: &Job, request: &Request) -> Result<ContainerConfig, StartEr
     let pod = &job.pod;
     let container = &request.spec.container;
     let referred = job.referred().await.map_err(config_error)?;
-    if tokio::time::timeout(SERVICES_WAIT, job.shared.services.synced()).await.is_err() {
-        return Err(config_error("services have not yet been read at least once, cannot construct envvars"));
+    if tokio::time::timeout(SERVICES_WAIT, job.shared.services.synced())
+        .await
+        .is_err()
+    {
+        return Err(config_error(
+            "services have not yet been read at least once, cannot construct envvars",
+        ));
     }
     let services = job.shared.services.list();
-    let vars =
-        env::environment(pod, container, &job.facts(), &referred, &services).map_err(config_error)?;
+    let vars = env::environment(pod, container, &job.facts(), &referred, &services).map_err(config_error)?;
     let expand = |list: &Option<Vec<String>>| -> Vec<String> {
-        list.iter().flatten().map(|text| env::expand(text, |name| vars.get(name).cloned())).collect()
+        list.iter()
+            .flatten()
+            .map(|text| env::expand(text, |name| vars.get(name).cloned()))
+            .collect()
     };
-    let image = job.shared.config.runtime.image(&request.image).await.ok().flatten();
+    let image = job
+        .shared
+        .config
+        .runtime
+        .image(&request.image)
+        .await
+        .ok()
+        .flatten();
     let image_config = image.map(|image| image.config).unwrap_or_default();
     let security = security(job, request, &image_config)?;
     let mut mounts = volume_mounts(job, request, &vars)?;
@@ -170,9 +211,15 @@ async fn config(job: &Job, request: &Request) -> Result<ContainerConfig, StartEr
         reason: "CreateContainerError",
         message: format!("files of container {}: {error}", container.name),
     })?;
-    let pod_logs =
-        job.shared.config.dirs.pod_log(spec::namespace(pod), spec::name(pod), spec::uid(pod));
-    let policy = container.termination_message_policy.clone().unwrap_or_else(|| "File".into());
+    let pod_logs = job
+        .shared
+        .config
+        .dirs
+        .pod_log(spec::namespace(pod), spec::name(pod), spec::uid(pod));
+    let policy = container
+        .termination_message_policy
+        .clone()
+        .unwrap_or_else(|| "File".into());
     let annotations = [
         (labels::RESTART_COUNT, request.attempt.to_string()),
         (labels::IMAGE, container.image.clone().unwrap_or_default()),
@@ -200,16 +247,25 @@ async fn config(job: &Job, request: &Request) -> Result<ContainerConfig, StartEr
         env: vars.into_iter().collect(),
         mounts,
         devices: Vec::new(),
-        labels: container_labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        labels: container_labels
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
         annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
-        log_path: Some(pod_logs.join(&container.name).join(format!("{}.log", request.attempt))),
+        log_path: Some(
+            pod_logs
+                .join(&container.name)
+                .join(format!("{}.log", request.attempt)),
+        ),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         resources: limits(job, &request.spec),
         security,
         pid,
-        stop_signal: container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
+        stop_signal: container
+            .lifecycle
+            .as_ref()
+            .and_then(|lifecycle| lifecycle.stop_signal.clone()),
     })
 }
 
@@ -230,7 +286,11 @@ fn limits(job: &Job, spec: &Spec) -> Resources {
     Resources {
         cpu_shares: convert::shares(cpu_request),
         cpu_quota_us: quota.unwrap_or(0),
-        cpu_period_us: if quota.is_some() { convert::QUOTA_PERIOD_US } else { 0 },
+        cpu_period_us: if quota.is_some() {
+            convert::QUOTA_PERIOD_US
+        } else {
+            0
+        },
         memory_limit_bytes: resources::limit(resources, "memory").unwrap_or(0),
         hugepages,
         oom_score_adj: resources::oom_score_adj(&job.pod, &spec.container, job.shared.node_memory),
@@ -240,22 +300,34 @@ fn limits(job: &Job, spec: &Spec) -> Resources {
 
 fn security(job: &Job, request: &Request, image: &ImageConfig) -> Result<SecurityContext, StartError> {
     let container = &request.spec.container;
-    let pod_context =
-        job.pod.spec.as_ref().and_then(|spec| spec.security_context.clone()).unwrap_or_default();
+    let pod_context = job
+        .pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.security_context.clone())
+        .unwrap_or_default();
     let own = container.security_context.clone().unwrap_or_default();
     let privileged = own.privileged.unwrap_or(false);
     let run_as_user = own.run_as_user.or(pod_context.run_as_user);
     let run_as_group = own.run_as_group.or(pod_context.run_as_group);
-    let run_as_non_root = own.run_as_non_root.or(pod_context.run_as_non_root).unwrap_or(false);
+    let run_as_non_root = own
+        .run_as_non_root
+        .or(pod_context.run_as_non_root)
+        .unwrap_or(false);
     if run_as_non_root {
         non_root(job, &container.name, run_as_user, image)?;
     }
-    let profile = own.seccomp_profile.as_ref().or(pod_context.seccomp_profile.as_ref());
+    let profile = own
+        .seccomp_profile
+        .as_ref()
+        .or(pod_context.seccomp_profile.as_ref());
     let seccomp = match profile.map(|profile| profile.type_.as_str()) {
         _ if privileged => Seccomp::Unconfined,
         Some("RuntimeDefault") => Seccomp::RuntimeDefault,
         Some("Localhost") => {
-            let name = profile.and_then(|profile| profile.localhost_profile.clone()).unwrap_or_default();
+            let name = profile
+                .and_then(|profile| profile.localhost_profile.clone())
+                .unwrap_or_default();
             let relative = crate::volumes::atomic::checked(&name).map_err(config_error)?;
             let path = job.shared.config.dirs.seccomp.join(relative);
             let text = std::fs::read_to_string(&path)
@@ -264,7 +336,10 @@ fn security(job: &Job, request: &Request, image: &ImageConfig) -> Result<Securit
         }
         _ => Seccomp::Unconfined,
     };
-    let apparmor = own.app_armor_profile.as_ref().or(pod_context.app_armor_profile.as_ref());
+    let apparmor = own
+        .app_armor_profile
+        .as_ref()
+        .or(pod_context.app_armor_profile.as_ref());
     let apparmor_profile = apparmor
         .filter(|profile| profile.type_ == "Localhost")
         .and_then(|profile| profile.localhost_profile.clone())
@@ -293,18 +368,20 @@ fn security(job: &Job, request: &Request, image: &ImageConfig) -> Result<Securit
 fn non_root(job: &Job, name: &str, user: Option<i64>, image: &ImageConfig) -> Result<(), StartError> {
     let whose = format!("(pod: {:?}, container: {name})", spec::full_name(&job.pod));
     match user {
-        Some(0) => Err(config_error(format!("container's runAsUser breaks non-root policy {whose}"))),
+        Some(0) => Err(config_error(format!(
+            "container's runAsUser breaks non-root policy {whose}"
+        ))),
         Some(_) => Ok(()),
         None => {
             let user = image.user.split(':').next().unwrap_or_default();
             match user.parse::<i64>() {
-                Ok(0) => {
-                    Err(config_error(format!("container has runAsNonRoot and image will run as root {whose}")))
-                }
+                Ok(0) => Err(config_error(format!(
+                    "container has runAsNonRoot and image will run as root {whose}"
+                ))),
                 Ok(_) => Ok(()),
-                Err(_) if user.is_empty() => {
-                    Err(config_error(format!("container has runAsNonRoot and image will run as root {whose}")))
-                }
+                Err(_) if user.is_empty() => Err(config_error(format!(
+                    "container has runAsNonRoot and image will run as root {whose}"
+                ))),
                 Err(_) => Err(config_error(format!(
                     "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is \
                      non-root {whose}"
@@ -322,10 +399,12 @@ fn volume_mounts(
     let container = &request.spec.container;
     let mut mounts = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let volume = job
-            .volumes
-            .get(&mount.name)
-            .ok_or_else(|| config_error(format!("volume {:?} of container {} is not there", mount.name, container.name)))?;
+        let volume = job.volumes.get(&mount.name).ok_or_else(|| {
+            config_error(format!(
+                "volume {:?} of container {} is not there",
+                mount.name, container.name
+            ))
+        })?;
         let host_path = match sub_path(mount, vars)? {
             None => volume.path.clone(),
             Some(path) => {
@@ -338,7 +417,10 @@ fn volume_mounts(
                 // A restarted container looks at the path anew.
                 crate::volumes::mounts::unmount_below(&target).map_err(config_error)?;
                 subpath::mount(&volume.path, &path, &target).map_err(|error| {
-                    config_error(format!("failed to prepare subPath for volumeMount {:?} of container {:?}: {error}", mount.name, container.name))
+                    config_error(format!(
+                        "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
+                        mount.name, container.name
+                    ))
                 })?;
                 target
             }
@@ -349,7 +431,10 @@ fn volume_mounts(
             host_path,
             readonly,
             recursive_readonly: readonly
-                && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+                && matches!(
+                    mount.recursive_read_only.as_deref(),
+                    Some("Enabled" | "IfPossible")
+                ),
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => Propagation::HostToContainer,
                 Some("Bidirectional") => Propagation::Bidirectional,
@@ -401,7 +486,10 @@ fn own_files(job: &Job, request: &Request, mounts: &mut Vec<Mount>) -> std::io::
     let log = own.join(request.attempt.to_string());
     std::fs::write(&log, "")?;
     std::fs::set_permissions(&log, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
-    let path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+    let path = container
+        .termination_message_path
+        .as_deref()
+        .unwrap_or("/dev/termination-log");
     if !path.is_empty() {
         mounts.push(file(log.clone(), path));
     }
@@ -423,16 +511,30 @@ fn write_if_new(path: &Path, text: &str) -> std::io::Result<()> {
 
 /// What an ended container left to say.
 pub fn termination_message(container: &Container) -> String {
-    let ContainerState::Exited { exit_code, message, .. } = &container.state else { return String::new() };
+    let ContainerState::Exited {
+        exit_code, message, ..
+    } = &container.state
+    else {
+        return String::new();
+    };
     let file = container.annotations.get(labels::MESSAGE_FILE).map(Path::new);
-    let text = file.and_then(|file| head(file, MESSAGE_MAX_BYTES)).unwrap_or_default();
+    let text = file
+        .and_then(|file| head(file, MESSAGE_MAX_BYTES))
+        .unwrap_or_default();
     if !text.is_empty() {
         return text;
     }
-    let fall_back = container.annotations.get(labels::MESSAGE_POLICY).map(String::as_str)
+    let fall_back = container
+        .annotations
+        .get(labels::MESSAGE_POLICY)
+        .map(String::as_str)
         == Some("FallbackToLogsOnError");
     if fall_back && *exit_code != 0 {
-        let end = container.log_path.as_deref().and_then(log_end).unwrap_or_default();
+        let end = container
+            .log_path
+            .as_deref()
+            .and_then(log_end)
+            .unwrap_or_default();
         if !end.is_empty() {
             return end;
         }
@@ -442,7 +544,11 @@ pub fn termination_message(container: &Container) -> String {
 
 fn head(path: &Path, max: usize) -> Option<String> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path).ok()?.take(max as u64).read_to_end(&mut bytes).ok()?;
+    std::fs::File::open(path)
+        .ok()?
+        .take(max as u64)
+        .read_to_end(&mut bytes)
+        .ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -457,9 +563,13 @@ fn log_end(path: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(&bytes);
     let mut out = String::new();
     let lines: Vec<&str> = text.lines().collect();
-    for line in lines.iter().skip(lines.len().saturating_sub(LOG_MESSAGE_MAX_LINES)) {
+    for line in lines
+        .iter()
+        .skip(lines.len().saturating_sub(LOG_MESSAGE_MAX_LINES))
+    {
         let mut parts = line.splitn(4, ' ');
-        let (Some(_), Some(_), Some(flags), Some(rest)) = (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some(_), Some(_), Some(flags), Some(rest)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             continue;
         };
@@ -495,7 +605,10 @@ mod tests {
             labels: BTreeMap::new(),
             annotations: BTreeMap::from([
                 (labels::MESSAGE_FILE.to_owned(), file.display().to_string()),
-                (labels::MESSAGE_POLICY.to_owned(), "FallbackToLogsOnError".to_owned()),
+                (
+                    labels::MESSAGE_POLICY.to_owned(),
+                    "FallbackToLogsOnError".to_owned(),
+                ),
             ]),
             log_path: Some(log),
             state: ContainerState::Exited {

@@ -59,11 +59,16 @@ pub struct Observed {
 impl Observed {
     /// Sorts what belongs to a pod.
     pub fn new(mut sandboxes: Vec<Sandbox>, mut containers: Vec<Container>) -> Observed {
-        sandboxes.sort_by(|a, b| (b.config.attempt, b.created_at).cmp(&(a.config.attempt, a.created_at)));
+        sandboxes.sort_by_key(|sandbox| std::cmp::Reverse((sandbox.config.attempt, sandbox.created_at)));
         containers.sort_by(|a, b| {
-            a.name.cmp(&b.name).then((b.attempt, b.created_at).cmp(&(a.attempt, a.created_at)))
+            a.name
+                .cmp(&b.name)
+                .then((b.attempt, b.created_at).cmp(&(a.attempt, a.created_at)))
         });
-        Observed { sandboxes, containers }
+        Observed {
+            sandboxes,
+            containers,
+        }
     }
 
     /// The sandbox containers start in.
@@ -78,12 +83,16 @@ impl Observed {
 
     /// All containers of a name, newest first.
     pub fn history<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Container> {
-        self.containers.iter().filter(move |container| container.name == name)
+        self.containers
+            .iter()
+            .filter(move |container| container.name == name)
     }
 
     /// Containers with a live process.
     pub fn running(&self) -> impl Iterator<Item = &Container> {
-        self.containers.iter().filter(|container| container.state == ContainerState::Running)
+        self.containers
+            .iter()
+            .filter(|container| container.state == ContainerState::Running)
     }
 }
 
@@ -132,7 +141,12 @@ impl Failure {
         message: String,
     ) -> Failure {
         let delay = previous.map_or(first, |failure| (failure.delay * 2).clamp(first, max));
-        Failure { reason: reason.to_owned(), message, retry_at: now + delay, delay }
+        Failure {
+            reason: reason.to_owned(),
+            message,
+            retry_at: now + delay,
+            delay,
+        }
     }
 
     /// Until when an error is shown as such; later the wait is shown.
@@ -232,12 +246,18 @@ impl Notes {
 
 /// The back-off a container was created with.
 pub fn backoff_of(container: &Container) -> u64 {
-    container.annotations.get(labels::BACKOFF_S).and_then(|text| text.parse().ok()).unwrap_or(0)
+    container
+        .annotations
+        .get(labels::BACKOFF_S)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
 }
 
 /// How long the next start waits after `finished_at`, and the back-off the next container is created with.
 pub fn next_backoff(container: &Container) -> (Duration, u64) {
-    let ContainerState::Exited { finished_at, .. } = container.state else { return (Duration::ZERO, 0) };
+    let ContainerState::Exited { finished_at, .. } = container.state else {
+        return (Duration::ZERO, 0);
+    };
     let begun = container.started_at.unwrap_or(container.created_at);
     let ran = finished_at.duration_since(begun).unwrap_or_default();
     let delay = backoff_of(container).min(RESTART_BACKOFF_MAX_S);

@@ -20,12 +20,19 @@ use super::state::{ImageNote, Notes, Observed, Subject};
 use crate::resources;
 
 /// The conditions this kubelet writes; all others belong to somebody else and are left alone.
-pub const OWN_CONDITIONS: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWN_CONDITIONS: [&str; 5] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
 
 /// A moment as the API writes it: whole seconds.
 pub fn api_time(at: SystemTime) -> Time {
-    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
     Time(Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH))
 }
@@ -55,22 +62,47 @@ pub fn status(
         || spec::ended(pod)
         || super::plan::complete(pod, specs, observed);
     let terminal = stopping && observed.running().next().is_none() && no_starts(notes);
-    let view = View { pod, specs, observed, notes, facts, now, old: &old, terminal };
+    let view = View {
+        pod,
+        specs,
+        observed,
+        notes,
+        facts,
+        now,
+        old: &old,
+        terminal,
+    };
     let has_init = specs.iter().any(Spec::is_init);
-    let waiting = if has_init { "PodInitializing" } else { "ContainerCreating" };
+    let waiting = if has_init {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
     let list = |keep: &dyn Fn(&Spec) -> bool| -> Option<Vec<ContainerStatus>> {
-        let list: Vec<ContainerStatus> =
-            specs.iter().filter(|spec| keep(spec)).map(|spec| view.container(spec, waiting)).collect();
+        let list: Vec<ContainerStatus> = specs
+            .iter()
+            .filter(|spec| keep(spec))
+            .map(|spec| view.container(spec, waiting))
+            .collect();
         (!list.is_empty()).then_some(list)
     };
     let init = list(&|spec| spec.is_init());
     let mains = list(&|spec| spec.kind == Kind::Main);
     let ephemeral = list(&|spec| matches!(spec.kind, Kind::Ephemeral { .. }));
-    let phase = view.phase(init.as_deref().unwrap_or_default(), mains.as_deref().unwrap_or_default());
+    let phase = view.phase(
+        init.as_deref().unwrap_or_default(),
+        mains.as_deref().unwrap_or_default(),
+    );
     let mut status = PodStatus {
         phase: Some(phase.into()),
-        qos_class: old.qos_class.clone().or_else(|| Some(resources::qos(pod).as_str().into())),
-        start_time: old.start_time.clone().or_else(|| Some(api_time(notes.first_seen.unwrap_or(now)))),
+        qos_class: old
+            .qos_class
+            .clone()
+            .or_else(|| Some(resources::qos(pod).as_str().into())),
+        start_time: old
+            .start_time
+            .clone()
+            .or_else(|| Some(api_time(notes.first_seen.unwrap_or(now)))),
         observed_generation: pod.metadata.generation,
         nominated_node_name: old.nominated_node_name.clone(),
         resource_claim_statuses: old.resource_claim_statuses.clone(),
@@ -87,9 +119,14 @@ pub fn status(
         }
     }
     status.host_ip = facts.host_ips.first().cloned();
-    status.host_ips =
-        Some(facts.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect::<Vec<_>>())
-            .filter(|list| !list.is_empty());
+    status.host_ips = Some(
+        facts
+            .host_ips
+            .iter()
+            .map(|ip| HostIP { ip: ip.clone() })
+            .collect::<Vec<_>>(),
+    )
+    .filter(|list| !list.is_empty());
     view.addresses(&mut status);
     status.conditions = Some(view.conditions(
         phase,
@@ -104,7 +141,10 @@ pub fn status(
 
 /// Whether no container is being started right now.
 fn no_starts(notes: &Notes) -> bool {
-    !notes.in_flight.keys().any(|subject| matches!(subject, Subject::Start(_)))
+    !notes
+        .in_flight
+        .keys()
+        .any(|subject| matches!(subject, Subject::Start(_)))
 }
 
 struct View<'a> {
@@ -123,7 +163,9 @@ impl View<'_> {
     fn addresses(&self, status: &mut PodStatus) {
         let ips: Vec<String> = match &self.notes.network {
             Some(network) => network.ips.iter().map(ToString::to_string).collect(),
-            None if spec::host_network(self.pod) && self.observed.sandbox().is_some() => self.facts.host_ips.clone(),
+            None if spec::host_network(self.pod) && self.observed.sandbox().is_some() => {
+                self.facts.host_ips.clone()
+            }
             None => Vec::new(),
         };
         if ips.is_empty() {
@@ -139,17 +181,32 @@ impl View<'_> {
     }
 
     fn terminated(&self, container: &Container) -> Option<ContainerStateTerminated> {
-        let ContainerState::Exited { exit_code, finished_at, reason, message } = &container.state else {
+        let ContainerState::Exited {
+            exit_code,
+            finished_at,
+            reason,
+            message,
+        } = &container.state
+        else {
             return None;
         };
-        let message = self.notes.messages.get(&container.id).cloned().or_else(|| Some(message.clone()));
+        let message = self
+            .notes
+            .messages
+            .get(&container.id)
+            .cloned()
+            .or_else(|| Some(message.clone()));
         Some(ContainerStateTerminated {
             container_id: Some(self.id(container)),
             exit_code: *exit_code,
             finished_at: Some(api_time(*finished_at)),
             message: message.filter(|message| !message.is_empty()),
             reason: Some(if reason.is_empty() {
-                if *exit_code == 0 { "Completed".into() } else { "Error".into() }
+                if *exit_code == 0 {
+                    "Completed".into()
+                } else {
+                    "Error".into()
+                }
             } else {
                 reason.clone()
             }),
@@ -195,7 +252,10 @@ impl View<'_> {
             .find_map(|container| self.terminated(container))
             .or_else(|| self.remembered_last(old, latest));
         let waiting = |reason: &str, message: Option<String>| ApiState {
-            waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message }),
+            waiting: Some(ContainerStateWaiting {
+                reason: Some(reason.into()),
+                message,
+            }),
             ..ApiState::default()
         };
         let mut last = earlier;
@@ -228,7 +288,10 @@ impl View<'_> {
                     last = terminated;
                     waiting("CrashLoopBackOff", Some(message))
                 } else {
-                    ApiState { terminated, ..ApiState::default() }
+                    ApiState {
+                        terminated,
+                        ..ApiState::default()
+                    }
                 }
             }
             Some((_, ContainerState::Created)) => match trouble {
@@ -237,10 +300,16 @@ impl View<'_> {
             },
             None => match trouble {
                 Some((reason, message)) if !self.terminal => waiting(&reason, Some(message)),
-                _ => match old.and_then(|old| old.state.as_ref()).and_then(|state| state.terminated.clone()) {
+                _ => match old
+                    .and_then(|old| old.state.as_ref())
+                    .and_then(|state| state.terminated.clone())
+                {
                     Some(terminated) if self.kept(spec, &terminated) => {
                         status.ready = spec.kind == Kind::Init && terminated.exit_code == 0;
-                        ApiState { terminated: Some(terminated), ..ApiState::default() }
+                        ApiState {
+                            terminated: Some(terminated),
+                            ..ApiState::default()
+                        }
                     }
                     _ if self.terminal && old.is_some_and(|old| old.container_id.is_some()) => ApiState {
                         terminated: Some(lost(old.and_then(|old| old.container_id.clone()))),
@@ -251,8 +320,10 @@ impl View<'_> {
             },
         };
         status.state = Some(state);
-        status.last_state =
-            Some(ApiState { terminated: last, ..ApiState::default() });
+        status.last_state = Some(ApiState {
+            terminated: last,
+            ..ApiState::default()
+        });
         status
     }
 
@@ -273,7 +344,8 @@ impl View<'_> {
         let state = old.state.as_ref();
         let last = old.last_state.as_ref().and_then(|state| state.terminated.clone());
         if same {
-            return last.filter(|last| latest.is_none_or(|latest| last.container_id != Some(self.id(latest))));
+            return last
+                .filter(|last| latest.is_none_or(|latest| last.container_id != Some(self.id(latest))));
         }
         // The API knows an earlier container whose record is gone.
         if let Some(terminated) = state.and_then(|state| state.terminated.clone()) {
@@ -294,7 +366,10 @@ impl View<'_> {
         if let Some(ImageNote::Failed(failure)) = self.notes.images.get(name) {
             if failure.reason == "ErrImagePull" && self.now >= failure.shown_until() {
                 let image = spec.container.image.as_deref().unwrap_or_default();
-                let message = format!("Back-off pulling image {image:?}: ErrImagePull: {}", failure.message);
+                let message = format!(
+                    "Back-off pulling image {image:?}: ErrImagePull: {}",
+                    failure.message
+                );
                 return Some(("ImagePullBackOff".into(), message));
             }
             return Some((failure.reason.clone(), failure.message.clone()));
@@ -312,7 +387,9 @@ impl View<'_> {
         }
         let sandbox = self.observed.sandbox().map(|sandbox| sandbox.id.as_str());
         match restart(self.pod, spec, container, sandbox, self.now) {
-            Restart::At { delay, .. } => Some(backoff_message(self.pod, &spec.container.name, delay.as_secs())),
+            Restart::At { delay, .. } => {
+                Some(backoff_message(self.pod, &spec.container.name, delay.as_secs()))
+            }
             _ => None,
         }
     }
@@ -337,10 +414,12 @@ impl View<'_> {
                 mount_path: mount.mount_path.clone(),
                 name: mount.name.clone(),
                 read_only: mount.read_only,
-                recursive_read_only: mount
-                    .read_only
-                    .unwrap_or(false)
-                    .then(|| mount.recursive_read_only.clone().unwrap_or_else(|| "Disabled".into())),
+                recursive_read_only: mount.read_only.unwrap_or(false).then(|| {
+                    mount
+                        .recursive_read_only
+                        .clone()
+                        .unwrap_or_else(|| "Disabled".into())
+                }),
                 ..VolumeMountStatus::default()
             })
             .collect();
@@ -358,7 +437,11 @@ impl View<'_> {
         let phase = self.phase_by_containers(init, mains);
         if matches!(phase, "Succeeded" | "Failed") && self.observed.running().next().is_some() {
             // Sidecars still run: the pod has ended only when they have.
-            return if old == Some("Pending") { "Pending" } else { "Running" };
+            return if old == Some("Pending") {
+                "Pending"
+            } else {
+                "Running"
+            };
         }
         phase
     }
@@ -366,7 +449,10 @@ impl View<'_> {
     fn phase_by_containers(&self, init: &[ContainerStatus], mains: &[ContainerStatus]) -> &'static str {
         let state = |status: &ContainerStatus| status.state.clone().unwrap_or_default();
         let last_ended = |status: &ContainerStatus| {
-            status.last_state.as_ref().is_some_and(|state| state.terminated.is_some())
+            status
+                .last_state
+                .as_ref()
+                .is_some_and(|state| state.terminated.is_some())
         };
         let (mut pending_init, mut failed_init) = (0, 0);
         for (status, spec) in init.iter().zip(self.specs.iter().filter(|spec| spec.is_init())) {
@@ -398,7 +484,11 @@ impl View<'_> {
         let begun = running + stopped > 0;
         if self.terminal {
             // Never started counts as failed: nothing of it succeeded.
-            return if stopped > 0 && stopped == succeeded && waiting == 0 { "Succeeded" } else { "Failed" };
+            return if stopped > 0 && stopped == succeeded && waiting == 0 {
+                "Succeeded"
+            } else {
+                "Failed"
+            };
         }
         if failed_init > 0 && spec::restart_policy(self.pod) == "Never" {
             return "Failed";
@@ -420,28 +510,46 @@ impl View<'_> {
         "Pending"
     }
 
-    fn conditions(&self, phase: &str, init: &[ContainerStatus], mains: &[ContainerStatus]) -> Vec<PodCondition> {
+    fn conditions(
+        &self,
+        phase: &str,
+        init: &[ContainerStatus],
+        mains: &[ContainerStatus],
+    ) -> Vec<PodCondition> {
         let was_connected = || {
             let mut old = self.old.conditions.iter().flatten();
             old.any(|condition| condition.type_ == "PodReadyToStartContainers" && condition.status == "True")
         };
         let connected = !self.terminal
-            && self.observed.sandbox().is_some_and(|sandbox| match &self.notes.network {
-                Some(network) => network.sandbox == sandbox.id,
-                // An adopted sandbox is as it was until its network was asked.
-                None => self.notes.sandbox_failure.is_none() && was_connected(),
-            });
+            && self
+                .observed
+                .sandbox()
+                .is_some_and(|sandbox| match &self.notes.network {
+                    Some(network) => network.sandbox == sandbox.id,
+                    // An adopted sandbox is as it was until its network was asked.
+                    None => self.notes.sandbox_failure.is_none() && was_connected(),
+                });
         let verdict = |ok: bool, reason: &str, message: String| {
             if ok {
                 ("True", None, None)
             } else {
-                ("False", Some(reason.to_owned()), Some(message).filter(|message| !message.is_empty()))
+                (
+                    "False",
+                    Some(reason.to_owned()),
+                    Some(message).filter(|message| !message.is_empty()),
+                )
             }
         };
         // Initialized.
         let begun = mains.iter().any(|status| {
-            status.state.as_ref().is_some_and(|state| state.running.is_some() || state.terminated.is_some())
-                || status.last_state.as_ref().is_some_and(|state| state.terminated.is_some())
+            status
+                .state
+                .as_ref()
+                .is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+                || status
+                    .last_state
+                    .as_ref()
+                    .is_some_and(|state| state.terminated.is_some())
         });
         let incomplete: Vec<&str> = init
             .iter()
@@ -463,7 +571,9 @@ impl View<'_> {
         };
         // ContainersReady, Ready.
         let sidecars = init.iter().zip(self.specs.iter().filter(|spec| spec.is_init()));
-        let sidecars = sidecars.filter(|(_, spec)| spec.kind == Kind::Sidecar).map(|(status, _)| status);
+        let sidecars = sidecars
+            .filter(|(_, spec)| spec.kind == Kind::Sidecar)
+            .map(|(status, _)| status);
         let unready: Vec<&str> = sidecars
             .chain(mains.iter())
             .filter(|status| !status.ready)
@@ -478,8 +588,16 @@ impl View<'_> {
                 format!("containers with unready status: [{}]", unready.join(" ")),
             ),
         };
-        let ready = if containers_ready.0 == "True" { self.gates() } else { containers_ready.clone() };
-        let sandbox = if connected { ("True", None, None) } else { ("False", None, None) };
+        let ready = if containers_ready.0 == "True" {
+            self.gates()
+        } else {
+            containers_ready.clone()
+        };
+        let sandbox = if connected {
+            ("True", None, None)
+        } else {
+            ("False", None, None)
+        };
         [
             ("PodReadyToStartContainers", sandbox),
             ("Initialized", initialized),
@@ -494,13 +612,25 @@ impl View<'_> {
 
     /// Readiness gates: conditions somebody else writes.
     fn gates(&self) -> (&'static str, Option<String>, Option<String>) {
-        let gates = self.pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref()).unwrap_or_default();
+        let gates = self
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.readiness_gates.as_deref())
+            .unwrap_or_default();
         let mut problems = Vec::new();
         for gate in gates {
             let type_ = &gate.condition_type;
-            match self.old.conditions.iter().flatten().find(|condition| condition.type_ == *type_) {
-                None => problems
-                    .push(format!("corresponding condition of pod readiness gate {type_:?} does not exist.")),
+            match self
+                .old
+                .conditions
+                .iter()
+                .flatten()
+                .find(|condition| condition.type_ == *type_)
+            {
+                None => problems.push(format!(
+                    "corresponding condition of pod readiness gate {type_:?} does not exist."
+                )),
                 Some(condition) if condition.status != "True" => problems.push(format!(
                     "the status of pod readiness gate {type_:?} is not \"True\", but {}",
                     condition.status
@@ -511,7 +641,11 @@ impl View<'_> {
         if problems.is_empty() {
             ("True", None, None)
         } else {
-            ("False", Some("ReadinessGatesNotReady".into()), Some(problems.join(", ")))
+            (
+                "False",
+                Some("ReadinessGatesNotReady".into()),
+                Some(problems.join(", ")),
+            )
         }
     }
 
@@ -522,7 +656,12 @@ impl View<'_> {
         reason: Option<String>,
         message: Option<String>,
     ) -> PodCondition {
-        let old = self.old.conditions.iter().flatten().find(|condition| condition.type_ == type_);
+        let old = self
+            .old
+            .conditions
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == type_);
         let since = old
             .filter(|old| old.status == status)
             .and_then(|old| old.last_transition_time.clone())
@@ -542,8 +681,15 @@ impl View<'_> {
 /// The text of a crash-loop back-off.
 pub fn backoff_message(pod: &Pod, container: &str, seconds: u64) -> String {
     let (minutes, rest) = (seconds / 60, seconds % 60);
-    let delay = if minutes > 0 { format!("{minutes}m{rest}s") } else { format!("{seconds}s") };
-    format!("back-off {delay} restarting failed container={container} pod={}", spec::full_name(pod))
+    let delay = if minutes > 0 {
+        format!("{minutes}m{rest}s")
+    } else {
+        format!("{seconds}s")
+    };
+    format!(
+        "back-off {delay} restarting failed container={container} pod={}",
+        spec::full_name(pod)
+    )
 }
 
 /// The end of a container nobody saw.

@@ -124,16 +124,28 @@ pub struct Worker {
     writer: Writer,
     published: Option<PodStatus>,
     announced: BTreeSet<String>,
+    /// The runtime was asked at least once.
+    seen: bool,
+    /// The runtime could not be asked since something changed.
     stale: bool,
 }
 
 impl Worker {
     /// A worker for a pod; `gone` when only the runtime still knows it.
-    pub fn new(shared: Arc<Shared>, inbox: Arc<Inbox>, pod: Arc<Pod>, gone: bool, shutdown: &Shutdown) -> Worker {
+    pub fn new(
+        shared: Arc<Shared>,
+        inbox: Arc<Inbox>,
+        pod: Arc<Pod>,
+        gone: bool,
+        shutdown: &Shutdown,
+    ) -> Worker {
         let writer = Writer::start(shared.config.client.clone(), pod.clone(), shutdown);
         Worker {
             specs: Arc::new(spec::specs(&pod)),
-            notes: Notes { gone, ..Notes::default() },
+            notes: Notes {
+                gone,
+                ..Notes::default()
+            },
             published: pod.status.clone(),
             shared,
             inbox,
@@ -147,6 +159,7 @@ impl Worker {
             probes: HashMap::new(),
             writer,
             announced: BTreeSet::new(),
+            seen: false,
             stale: true,
         }
     }
@@ -156,10 +169,7 @@ impl Worker {
         let now = self.shared.clock().now();
         self.notes.first_seen = Some(now);
         self.refer();
-        self.stop_clock(now);
         self.observe().await;
-        self.adopt();
-        self.admit();
         loop {
             let wake = self.settle().await;
             if self.over() {
@@ -189,12 +199,18 @@ impl Worker {
 
     /// The node is free of the pod and nothing of it is left to say.
     fn over(&self) -> bool {
-        self.notes.cleaned && self.observed.sandboxes.is_empty() && self.notes.in_flight.is_empty()
+        self.notes.cleaned
+            && self.observed.sandboxes.is_empty()
+            && self.notes.in_flight.is_empty()
             && (self.notes.gone || self.notes.finished)
     }
 
     /// Plans and begins actions until there is nothing to begin; returns when to look again.
     async fn settle(&mut self) -> Option<SystemTime> {
+        if self.stale {
+            // Whoever does not know what runs must not start anything.
+            return Some(self.shared.clock().now() + OBSERVE_RETRY);
+        }
         for _ in 0..MAX_STEPS {
             let now = self.shared.clock().now();
             self.stop_clock(now);
@@ -206,8 +222,7 @@ impl Worker {
             if !begun {
                 self.probe();
                 self.publish();
-                let retry = self.stale.then(|| now + OBSERVE_RETRY);
-                return [plan.wake, self.notes.renew_at, retry].into_iter().flatten().min();
+                return [plan.wake, self.notes.renew_at].into_iter().flatten().min();
             }
         }
         tracing::error!(pod = spec::full_name(&self.pod), "plan does not settle");
@@ -219,7 +234,10 @@ impl Worker {
     fn stop_clock(&mut self, now: SystemTime) {
         let metadata = &self.pod.metadata;
         let grace = if metadata.deletion_timestamp.is_some() {
-            metadata.deletion_grace_period_seconds.unwrap_or_else(|| spec::grace_s(&self.pod)).max(GONE_GRACE_S)
+            metadata
+                .deletion_grace_period_seconds
+                .unwrap_or_else(|| spec::grace_s(&self.pod))
+                .max(GONE_GRACE_S)
         } else if self.notes.gone {
             self.orphan_grace()
         } else if self.notes.verdict.is_some() || spec::ended(&self.pod) {
@@ -232,7 +250,11 @@ impl Worker {
             }
             spec::grace_s(&self.pod)
         };
-        let grace = if self.notes.gone { grace.min(self.orphan_grace()) } else { grace };
+        let grace = if self.notes.gone {
+            grace.min(self.orphan_grace())
+        } else {
+            grace
+        };
         let deadline = now + Duration::from_secs(u64::try_from(grace).unwrap_or(0));
         match self.notes.stop {
             Some((_, old)) if old == grace => {}
@@ -244,7 +266,11 @@ impl Worker {
     /// Grace of a pod whose object is gone: forced deletions are quick, lost objects get what the pod was made with.
     fn orphan_grace(&self) -> i64 {
         let recorded = self.observed.sandboxes.first().and_then(|sandbox| {
-            sandbox.config.annotations.get(labels::GRACE_S).and_then(|text| text.parse().ok())
+            sandbox
+                .config
+                .annotations
+                .get(labels::GRACE_S)
+                .and_then(|text| text.parse().ok())
         });
         match (&self.pod.metadata.deletion_grace_period_seconds, recorded) {
             (Some(seconds), _) => (*seconds).max(GONE_GRACE_S),
@@ -271,7 +297,9 @@ impl Worker {
         if state.objects {
             self.notes.volumes_dirty = true;
             self.notes.volumes_failure = None;
-            self.notes.start_failures.retain(|_, failure| failure.reason != start::CONFIG_ERROR);
+            self.notes
+                .start_failures
+                .retain(|_, failure| failure.reason != start::CONFIG_ERROR);
         }
         for ((id, kind), result) in state.probes {
             let note = self.notes.probes.entry(id).or_default();
@@ -292,7 +320,8 @@ impl Worker {
     async fn observe(&mut self) {
         let uid = spec::uid(&self.pod);
         let runtime = &self.shared.config.runtime;
-        let answer = async { Ok::<_, RuntimeError>((runtime.sandboxes().await?, runtime.containers().await?)) };
+        let answer =
+            async { Ok::<_, RuntimeError>((runtime.sandboxes().await?, runtime.containers().await?)) };
         let (mut sandboxes, mut containers) = match answer.await {
             Ok(answer) => answer,
             Err(error) => {
@@ -302,15 +331,25 @@ impl Worker {
             }
         };
         self.stale = false;
+        let first = !std::mem::replace(&mut self.seen, true);
         sandboxes.retain(|sandbox| sandbox.config.uid == uid && self.shared.owns(sandbox));
         containers.retain(|container| sandboxes.iter().any(|sandbox| sandbox.id == container.sandbox));
         self.observed = Observed::new(sandboxes, containers);
         self.messages();
-        let ids: BTreeSet<&String> = self.observed.containers.iter().map(|container| &container.id).collect();
+        let ids: BTreeSet<&String> = self
+            .observed
+            .containers
+            .iter()
+            .map(|container| &container.id)
+            .collect();
         self.notes.probes.retain(|id, _| ids.contains(id));
         self.notes.started.retain(|id| ids.contains(id));
         self.notes.messages.retain(|id, _| ids.contains(id));
         self.announced.retain(|id| ids.contains(id));
+        if first {
+            self.adopt();
+            self.admit();
+        }
         self.shared.show(&self.pod, &self.observed, &self.notes);
     }
 
@@ -320,7 +359,9 @@ impl Worker {
             if matches!(container.state, ContainerState::Exited { .. })
                 && !self.notes.messages.contains_key(&container.id)
             {
-                self.notes.messages.insert(container.id.clone(), start::termination_message(container));
+                self.notes
+                    .messages
+                    .insert(container.id.clone(), start::termination_message(container));
             }
         }
     }
@@ -332,23 +373,45 @@ impl Worker {
             let id = format!("{}://{}", self.shared.runtime_name, container.id);
             let old = spec::old_status(self.pod.status.as_ref(), &container.name)
                 .filter(|old| old.container_id.as_ref() == Some(&id));
-            let Some(spec) = self.specs.iter().find(|spec| spec.container.name == container.name) else { continue };
+            let Some(spec) = self
+                .specs
+                .iter()
+                .find(|spec| spec.container.name == container.name)
+            else {
+                continue;
+            };
             self.notes.started.insert(container.id.clone());
-            let started = spec.container.startup_probe.is_none() || old.is_some_and(|old| old.started == Some(true));
+            let started =
+                spec.container.startup_probe.is_none() || old.is_some_and(|old| old.started == Some(true));
             let ready = spec.container.readiness_probe.is_none() || old.is_some_and(|old| old.ready);
-            self.notes.probes.insert(container.id.clone(), ProbeNote { started, ready, dead: None });
+            self.notes.probes.insert(
+                container.id.clone(),
+                ProbeNote {
+                    started,
+                    ready,
+                    dead: None,
+                },
+            );
         }
     }
 
     /// Asks once whether the pod may run here. What runs already is never put out again.
     fn admit(&mut self) {
         let known = !self.observed.sandboxes.is_empty() || self.notes.gone || spec::ended(&self.pod);
-        let begun = self.pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        let begun = self
+            .pod
+            .status
+            .as_ref()
+            .is_some_and(|status| status.start_time.is_some());
         if known || begun || self.pod.metadata.deletion_timestamp.is_some() {
             return;
         }
         if let Some(verdict) = self.shared.refuse(&self.pod) {
-            self.shared.recorder.warning(&spec::reference(&self.pod, None), &verdict.reason, verdict.message.clone());
+            self.shared.recorder.warning(
+                &spec::reference(&self.pod, None),
+                &verdict.reason,
+                verdict.message.clone(),
+            );
             self.notes.verdict = Some(verdict);
         }
     }
@@ -364,9 +427,13 @@ impl Worker {
             maps.extend(more_maps);
             secrets.extend(more_secrets);
         }
-        let pull = self.pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+        let pull = self
+            .pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.image_pull_secrets.iter().flatten());
         secrets.extend(pull.map(|reference| reference.name.clone()));
-        if self.notes.gone {
+        if self.notes.gone || spec::ended(&self.pod) {
             maps.clear();
             secrets.clear();
         }
@@ -376,7 +443,11 @@ impl Worker {
         references.config_maps.retain(|name, _| maps.contains(name));
         references.secrets.retain(|name, _| secrets.contains(name));
         references.followers.retain(|(kind, name), follower| {
-            let keep = if *kind == "configmap" { maps.contains(name) } else { secrets.contains(name) };
+            let keep = if *kind == "configmap" {
+                maps.contains(name)
+            } else {
+                secrets.contains(name)
+            };
             if !keep {
                 follower.abort();
             }
@@ -419,12 +490,20 @@ impl Worker {
             config_maps: self.references.config_maps.clone(),
             secrets: self.references.secrets.clone(),
             volumes: self.volumes.clone(),
-            ips: self.notes.network.as_ref().map(|network| network.ips.clone()).unwrap_or_default(),
+            ips: self
+                .notes
+                .network
+                .as_ref()
+                .map(|network| network.ips.clone())
+                .unwrap_or_default(),
         }
     }
 
     fn spec(&self, name: &str) -> Option<Spec> {
-        self.specs.iter().find(|spec| spec.container.name == name).cloned()
+        self.specs
+            .iter()
+            .find(|spec| spec.container.name == name)
+            .cloned()
     }
 
     /// Begins an action. True when the plan should be asked again at once.
@@ -451,7 +530,10 @@ impl Worker {
                 _ => false,
             };
         };
-        if matches!(action, Action::RemoveSandbox { .. } | Action::CleanUp | Action::Finish) {
+        if matches!(
+            action,
+            Action::RemoveSandbox { .. } | Action::CleanUp | Action::Finish
+        ) {
             self.keep_final_status();
         }
         let mut deadline = None;
@@ -470,15 +552,24 @@ impl Worker {
                 self.jobs.spawn(apply::set_up_volumes(job))
             }
             Action::EnsureImage { container } => {
-                let Some(spec) = self.spec(&container) else { return false };
+                let Some(spec) = self.spec(&container) else {
+                    return false;
+                };
                 let previous = match self.notes.images.get(&container) {
                     Some(ImageNote::Failed(failure)) => Some(failure.clone()),
                     _ => None,
                 };
                 self.jobs.spawn(image::ensure(job, spec, previous))
             }
-            Action::Start { container, attempt, backoff_s, image, replaces } => {
-                let (Some(spec), Some(sandbox)) = (self.spec(&container), self.observed.sandbox().cloned()) else {
+            Action::Start {
+                container,
+                attempt,
+                backoff_s,
+                image,
+                replaces,
+            } => {
+                let (Some(spec), Some(sandbox)) = (self.spec(&container), self.observed.sandbox().cloned())
+                else {
                     return false;
                 };
                 let target = match &spec.kind {
@@ -487,21 +578,51 @@ impl Worker {
                     }
                     _ => None,
                 };
-                let request = start::Request { spec, sandbox, attempt, backoff_s, image, replaces, target };
+                let request = start::Request {
+                    spec,
+                    sandbox,
+                    attempt,
+                    backoff_s,
+                    image,
+                    replaces,
+                    target,
+                };
                 let inbox = self.inbox.clone();
-                self.jobs.spawn(start::start(job, request, move || inbox.runtime()))
+                self.jobs
+                    .spawn(start::start(job, request, move || inbox.runtime()))
             }
-            Action::Kill { id, name, deadline: at, message, hook } => {
+            Action::Kill {
+                id,
+                name,
+                deadline: at,
+                message,
+                hook,
+            } => {
                 deadline = Some(at);
                 let hook = hook && !self.handles.contains_key(&subject);
                 if let Some(earlier) = self.handles.remove(&subject) {
                     earlier.abort();
                 }
                 let spec = self.spec(&name);
-                self.jobs.spawn(kill::kill(job, kill::Request { id, name, spec, deadline: at, message, hook }))
+                self.jobs.spawn(kill::kill(
+                    job,
+                    kill::Request {
+                        id,
+                        name,
+                        spec,
+                        deadline: at,
+                        message,
+                        hook,
+                    },
+                ))
             }
             Action::Remove { id } => {
-                let log = self.observed.containers.iter().find(|c| c.id == id).and_then(|c| c.log_path.clone());
+                let log = self
+                    .observed
+                    .containers
+                    .iter()
+                    .find(|c| c.id == id)
+                    .and_then(|c| c.log_path.clone());
                 self.jobs.spawn(apply::remove_container(job, id, log))
             }
             Action::CleanUp => self.jobs.spawn(apply::clean_up(job, self.dying())),
@@ -536,7 +657,9 @@ impl Worker {
             Ok((id, _)) => *id,
             Err(error) => error.id(),
         };
-        let Some(subject) = self.subjects.remove(&id) else { return };
+        let Some(subject) = self.subjects.remove(&id) else {
+            return;
+        };
         if self.handles.get(&subject).is_none_or(|handle| handle.id() != id) {
             return;
         }
@@ -547,7 +670,14 @@ impl Worker {
             Ok((_, done)) => self.result(&subject, done, now),
             Err(error) if error.is_panic() => {
                 tracing::error!(pod = spec::full_name(&self.pod), ?subject, "task ended by a bug");
-                let failure = Failure::after(None, now, RETRY_MAX, RETRY_MAX, "InternalError", "internal error".into());
+                let failure = Failure::after(
+                    None,
+                    now,
+                    RETRY_MAX,
+                    RETRY_MAX,
+                    "InternalError",
+                    "internal error".into(),
+                );
                 self.fail(&subject, failure);
             }
             Err(_) => {}
@@ -581,7 +711,12 @@ impl Worker {
             }
             Done::Disconnected { sandbox } => {
                 self.notes.sandbox_failure = None;
-                if self.notes.network.as_ref().is_some_and(|network| network.sandbox == sandbox) {
+                if self
+                    .notes
+                    .network
+                    .as_ref()
+                    .is_some_and(|network| network.sandbox == sandbox)
+                {
                     self.notes.network = None;
                 }
             }
@@ -612,7 +747,11 @@ impl Worker {
                     self.begun(name, id);
                 }
             }
-            Done::NotStarted { reason, message, created } => {
+            Done::NotStarted {
+                reason,
+                message,
+                created,
+            } => {
                 if let Subject::Start(name) = subject {
                     self.notes.images.remove(name);
                     let failure = retry(self.notes.start_failures.get(name), &reason, message);
@@ -630,7 +769,11 @@ impl Worker {
                 self.notes.sandbox_failure = None;
             }
             Done::Cleaned(Err(message)) | Done::SandboxFailed(message) => {
-                let failure = retry(self.notes.sandbox_failure.as_ref(), "FailedCreatePodSandBox", message);
+                let failure = retry(
+                    self.notes.sandbox_failure.as_ref(),
+                    "FailedCreatePodSandBox",
+                    message,
+                );
                 self.notes.sandbox_failure = Some(failure);
             }
             Done::Finished => self.notes.finished = true,
@@ -654,8 +797,18 @@ impl Worker {
     fn probe(&mut self) {
         let mut wanted: HashMap<(String, ProbeKind), (Spec, Option<SystemTime>)> = HashMap::new();
         let stopping = self.notes.stop.is_some();
-        for container in self.observed.running().filter(|container| self.notes.started.contains(&container.id)) {
-            let Some(spec) = self.specs.iter().find(|spec| spec.container.name == container.name) else { continue };
+        for container in self
+            .observed
+            .running()
+            .filter(|container| self.notes.started.contains(&container.id))
+        {
+            let Some(spec) = self
+                .specs
+                .iter()
+                .find(|spec| spec.container.name == container.name)
+            else {
+                continue;
+            };
             let note = self.notes.probes.get(&container.id);
             let started = note.is_none_or(|note| note.started);
             let dead = note.is_some_and(|note| note.dead.is_some());
@@ -681,11 +834,16 @@ impl Worker {
             if self.probes.contains_key(&(id.clone(), kind)) {
                 continue;
             }
-            let Some(probe) = spec.probe(kind).cloned() else { continue };
+            let Some(probe) = spec.probe(kind).cloned() else {
+                continue;
+            };
             let host = if spec::host_network(&self.pod) {
                 self.shared.config.node_ips.first().copied()
             } else {
-                self.notes.network.as_ref().and_then(|network| network.ips.first().copied())
+                self.notes
+                    .network
+                    .as_ref()
+                    .and_then(|network| network.ips.first().copied())
             };
             let was_ready = self.notes.probes.get(&id).is_some_and(|note| note.ready);
             let target = probes::Target {
@@ -702,9 +860,18 @@ impl Worker {
                 .unwrap_or_default();
             let task_id = id.clone();
             let handle = tokio::spawn(async move {
-                probes::run(kind, probe, target, running_for, was_ready, &recorder, &reference, |result| {
-                    inbox.probe(task_id.clone(), kind, result);
-                })
+                probes::run(
+                    kind,
+                    probe,
+                    target,
+                    running_for,
+                    was_ready,
+                    &recorder,
+                    &reference,
+                    |result| {
+                        inbox.probe(task_id.clone(), kind, result);
+                    },
+                )
                 .await;
             });
             self.probes.insert((id, kind), handle.abort_handle());
@@ -712,14 +879,51 @@ impl Worker {
     }
 
     fn compute(&self) -> PodStatus {
-        let facts = Facts { host_ips: self.shared.host_ips(), runtime: self.shared.runtime_name.clone() };
-        status(&self.pod, &self.specs, &self.observed, &self.notes, &facts, self.shared.clock().now())
+        let facts = Facts {
+            host_ips: self.shared.host_ips(),
+            runtime: self.shared.runtime_name.clone(),
+        };
+        let pod = self.pod_as_published();
+        status(
+            &pod,
+            &self.specs,
+            &self.observed,
+            &self.notes,
+            &facts,
+            self.shared.clock().now(),
+        )
+    }
+
+    /// The pod with the status sent last: what the watch shows may be older. Others' conditions, and an end others
+    /// declared, come from the watch.
+    fn pod_as_published(&self) -> Pod {
+        let mut pod = (*self.pod).clone();
+        let Some(published) = &self.published else {
+            return pod;
+        };
+        let seen = pod.status.take().unwrap_or_default();
+        let mut status = published.clone();
+        let own = |type_: &str| OWN_CONDITIONS.contains(&type_);
+        let mut conditions = status.conditions.take().unwrap_or_default();
+        conditions.retain(|condition| own(&condition.type_));
+        conditions.extend(
+            seen.conditions
+                .into_iter()
+                .flatten()
+                .filter(|condition| !own(&condition.type_)),
+        );
+        status.conditions = Some(conditions);
+        if spec::ended(&self.pod) {
+            (status.phase, status.reason, status.message) = (seen.phase, seen.reason, seen.message);
+        }
+        pod.status = Some(status);
+        pod
     }
 
     /// Sends the status when it differs from the last one sent.
     fn publish(&mut self) {
         self.shared.show(&self.pod, &self.observed, &self.notes);
-        if self.notes.gone || self.stale && self.observed.sandboxes.is_empty() || self.notes.finished {
+        if self.notes.gone || self.notes.finished {
             return;
         }
         let new = match &self.notes.final_status {
@@ -739,11 +943,21 @@ impl Worker {
         let lists = [&new.init_container_statuses, &new.container_statuses];
         for status in lists.into_iter().flatten().flatten() {
             let waiting = status.state.as_ref().and_then(|state| state.waiting.as_ref());
-            let Some(id) = status.container_id.as_deref().and_then(|id| id.split("://").nth(1)) else { continue };
+            let Some(id) = status
+                .container_id
+                .as_deref()
+                .and_then(|id| id.split("://").nth(1))
+            else {
+                continue;
+            };
             if waiting.and_then(|waiting| waiting.reason.as_deref()) == Some("CrashLoopBackOff")
                 && self.announced.insert(id.to_owned())
             {
-                let path = self.specs.iter().find(|spec| spec.container.name == status.name).map(Spec::field_path);
+                let path = self
+                    .specs
+                    .iter()
+                    .find(|spec| spec.container.name == status.name)
+                    .map(Spec::field_path);
                 self.shared.recorder.warning(
                     &spec::reference(&self.pod, path),
                     "BackOff",
@@ -773,5 +987,9 @@ fn same(old: &PodStatus, new: &PodStatus) -> bool {
 
 /// The pod a sandbox belongs to, as far as its record tells.
 pub fn pod_of(sandbox: &Sandbox) -> Pod {
-    spec::remembered(&sandbox.config.namespace, &sandbox.config.name, &sandbox.config.uid)
+    spec::remembered(
+        &sandbox.config.namespace,
+        &sandbox.config.name,
+        &sandbox.config.uid,
+    )
 }

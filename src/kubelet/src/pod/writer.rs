@@ -63,7 +63,10 @@ impl Writer {
         let (done, written) = watch::channel(0);
         let api = Api::namespaced(client, spec::namespace(&pod));
         shutdown.spawn_until_cancelled("pod status", write(api, incoming, done));
-        Writer { orders: Arc::new(orders), written }
+        Writer {
+            orders: Arc::new(orders),
+            written,
+        }
     }
 
     /// The status is now this; an older one that was not written yet is dropped.
@@ -92,7 +95,10 @@ async fn write(api: Api<Pod>, mut orders: watch::Receiver<Order>, done: watch::S
         {
             let base = newest(known.as_ref(), pod);
             let body = patch(base, status);
-            match api.patch_status(spec::name(pod), &PatchParams::default(), &Patch::Merge(&body)).await {
+            match api
+                .patch_status(spec::name(pod), &PatchParams::default(), &Patch::Merge(&body))
+                .await
+            {
                 Ok(answer) => {
                     known = Some(answer);
                     done.send_replace(order.number);
@@ -130,7 +136,12 @@ async fn write(api: Api<Pod>, mut orders: watch::Receiver<Order>, done: watch::S
 
 /// The newer of what was read and what the watch says.
 fn newest<'a>(known: Option<&'a Pod>, pod: &'a Pod) -> &'a Pod {
-    let version = |pod: &Pod| pod.metadata.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
+    let version = |pod: &Pod| {
+        pod.metadata
+            .resource_version
+            .as_deref()
+            .and_then(|v| v.parse::<u64>().ok())
+    };
     match known {
         Some(known) if known.metadata.uid == pod.metadata.uid && version(known) > version(pod) => known,
         _ => pod,

@@ -18,7 +18,12 @@ const ANSWER_MAX_BYTES: usize = 4096;
 const SERVING: u64 = 1;
 
 /// Asks once.
-pub async fn check(host: &str, port: u16, service: Option<&str>, timeout: Duration) -> Result<(), ProbeError> {
+pub async fn check(
+    host: &str,
+    port: u16,
+    service: Option<&str>,
+    timeout: Duration,
+) -> Result<(), ProbeError> {
     match tokio::time::timeout(timeout, call(host, port, service.unwrap_or_default())).await {
         Ok(Ok(SERVING)) => Ok(()),
         Ok(Ok(status)) => Err(ProbeError::Failed(format!(
@@ -80,22 +85,40 @@ async fn call(host: &str, port: u16, service: &str) -> Result<u64, String> {
             .await
             .map_err(|error| error.to_string())?;
     let exchange = async {
-        let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let authority = if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        };
         let request = Request::post(format!("http://{authority}/grpc.health.v1.Health/Check"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .header("user-agent", "kube-probe/1.36")
             .body(Full::new(question(service)))
             .map_err(|error| error.to_string())?;
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| error.to_string())?;
         let early = response.headers().get("grpc-status").cloned();
-        let body =
-            Limited::new(response.into_body(), ANSWER_MAX_BYTES).collect().await.map_err(|e| e.to_string())?;
-        let code = body.trailers().and_then(|trailers| trailers.get("grpc-status")).cloned().or(early);
+        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES)
+            .collect()
+            .await
+            .map_err(|e| e.to_string())?;
+        let code = body
+            .trailers()
+            .and_then(|trailers| trailers.get("grpc-status"))
+            .cloned()
+            .or(early);
         match code.as_ref().and_then(|code| code.to_str().ok()) {
             Some("0") => answer(&body.to_bytes()).ok_or_else(|| "malformed health answer".to_owned()),
-            Some("12") => Err("this server does not implement the grpc health protocol (grpc.health.v1.Health)".into()),
-            code => Err(format!("health rpc failed with status {}", code.unwrap_or("unknown"))),
+            Some("12") => {
+                Err("this server does not implement the grpc health protocol (grpc.health.v1.Health)".into())
+            }
+            code => Err(format!(
+                "health rpc failed with status {}",
+                code.unwrap_or("unknown")
+            )),
         }
     };
     tokio::pin!(exchange);

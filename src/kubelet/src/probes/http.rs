@@ -33,12 +33,23 @@ struct Place {
 
 /// Sends one GET; a status from 200 to 399 is good.
 pub async fn get(action: &HTTPGetAction, target: &Target, timeout: Duration) -> Result<(), ProbeError> {
-    let path = action.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+    let path = action
+        .path
+        .as_deref()
+        .filter(|path| !path.is_empty())
+        .unwrap_or("/");
     let place = Place {
-        tls: action.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")),
+        tls: action
+            .scheme
+            .as_deref()
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")),
         host: host(action.host.as_deref(), target)?,
         port: port(&action.port, &target.container)?,
-        path: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
+        path: if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            format!("/{path}")
+        },
     };
     let headers: Vec<(String, String)> = action
         .http_headers
@@ -46,12 +57,19 @@ pub async fn get(action: &HTTPGetAction, target: &Target, timeout: Duration) -> 
         .flatten()
         .map(|header| (header.name.clone(), header.value.clone()))
         .collect();
-    let url = format!("http{}://{}:{}{}", if place.tls { "s" } else { "" }, place.host, place.port, place.path);
+    let url = format!(
+        "http{}://{}:{}{}",
+        if place.tls { "s" } else { "" },
+        place.host,
+        place.port,
+        place.path
+    );
     match tokio::time::timeout(timeout, follow(place, &headers)).await {
         Ok(Ok(status)) if (200..400).contains(&status.as_u16()) => Ok(()),
-        Ok(Ok(status)) => {
-            Err(ProbeError::Failed(format!("HTTP probe failed with statuscode: {}", status.as_u16())))
-        }
+        Ok(Ok(status)) => Err(ProbeError::Failed(format!(
+            "HTTP probe failed with statuscode: {}",
+            status.as_u16()
+        ))),
         Ok(Err(error)) => Err(ProbeError::Failed(format!("Get {url:?}: {error}"))),
         Err(_) => Err(ProbeError::Failed(format!(
             "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
@@ -62,7 +80,9 @@ pub async fn get(action: &HTTPGetAction, target: &Target, timeout: Duration) -> 
 async fn follow(mut place: Place, headers: &[(String, String)]) -> Result<StatusCode, String> {
     for _ in 0..MAX_REDIRECTS {
         let (status, location) = request(&place, headers).await?;
-        let next = location.filter(|_| status.is_redirection()).and_then(|to| redirected(&place, &to));
+        let next = location
+            .filter(|_| status.is_redirection())
+            .and_then(|to| redirected(&place, &to));
         match next {
             Some(next) => place = next,
             None => return Ok(status),
@@ -81,7 +101,12 @@ fn redirected(from: &Place, location: &str) -> Option<Place> {
     let tls = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    (host == from.host).then(|| Place { tls, host: host.to_owned(), port, path })
+    (host == from.host).then(|| Place {
+        tls,
+        host: host.to_owned(),
+        port,
+        path,
+    })
 }
 
 async fn request(
@@ -109,10 +134,15 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let text = |error: hyper::Error| error.to_string();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(text)?;
     let exchange = async {
-        let authority =
-            if place.host.contains(':') { format!("[{}]:{}", place.host, place.port) } else { format!("{}:{}", place.host, place.port) };
+        let authority = if place.host.contains(':') {
+            format!("[{}]:{}", place.host, place.port)
+        } else {
+            format!("{}:{}", place.host, place.port)
+        };
         let mut request = Request::get(place.path.as_str())
             .body(Empty::<bytes::Bytes>::new())
             .map_err(|error| error.to_string())?;
@@ -122,17 +152,30 @@ where
             let value = HeaderValue::try_from(value.as_str()).map_err(|error| error.to_string())?;
             map.append(name, value);
         }
-        let defaults =
-            [("host", authority.as_str()), ("user-agent", "kube-probe/1.36"), ("accept", "*/*"), ("connection", "close")];
+        let defaults = [
+            ("host", authority.as_str()),
+            ("user-agent", "kube-probe/1.36"),
+            ("accept", "*/*"),
+            ("connection", "close"),
+        ];
         for (name, value) in defaults {
             if !map.contains_key(name) {
-                map.insert(name, HeaderValue::try_from(value).map_err(|error| error.to_string())?);
+                map.insert(
+                    name,
+                    HeaderValue::try_from(value).map_err(|error| error.to_string())?,
+                );
             }
         }
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| error.to_string())?;
         let status = response.status();
-        let location =
-            response.headers().get("location").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let location = response
+            .headers()
+            .get("location")
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
         let _ = Limited::new(response.into_body(), BODY_MAX_BYTES).collect().await;
         Ok((status, location))
     };
@@ -197,7 +240,9 @@ impl ServerCertVerifier for Anyone {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        ring::default_provider().signature_verification_algorithms.supported_schemes()
+        ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -207,7 +252,12 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn place(path: &str) -> Place {
-        Place { tls: false, host: "10.0.0.1".into(), port: 80, path: path.into() }
+        Place {
+            tls: false,
+            host: "10.0.0.1".into(),
+            port: 80,
+            path: path.into(),
+        }
     }
 
     #[test]
@@ -215,7 +265,14 @@ mod tests {
         let table = [
             ("/next", Some(place("/next"))),
             ("http://10.0.0.1/x?y=1", Some(place("/x?y=1"))),
-            ("https://10.0.0.1:8443/", Some(Place { tls: true, port: 8443, ..place("/") })),
+            (
+                "https://10.0.0.1:8443/",
+                Some(Place {
+                    tls: true,
+                    port: 8443,
+                    ..place("/")
+                }),
+            ),
             ("http://elsewhere/", None),
         ];
         for (location, expected) in table {
@@ -244,8 +301,17 @@ mod tests {
             }
         });
         let ask = |path: &'static str| {
-            let place = Place { tls: false, host: "127.0.0.1".into(), port, path: path.into() };
-            async move { follow(place, &[("X-Mine".into(), "1".into())]).await.map(|status| status.as_u16()) }
+            let place = Place {
+                tls: false,
+                host: "127.0.0.1".into(),
+                port,
+                path: path.into(),
+            };
+            async move {
+                follow(place, &[("X-Mine".into(), "1".into())])
+                    .await
+                    .map(|status| status.as_u16())
+            }
         };
         assert_eq!(ask("/good").await, Ok(204));
         assert_eq!(ask("/moved").await, Ok(204));

@@ -98,7 +98,10 @@ impl Counter {
     /// Thresholds of a probe; `concluded` is what was concluded before.
     pub fn new(probe: &Probe, concluded: Option<bool>) -> Counter {
         let at_least_one = |value: Option<i32>, default: u32| {
-            value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default)
+            value
+                .and_then(|value| u32::try_from(value).ok())
+                .filter(|value| *value > 0)
+                .unwrap_or(default)
         };
         Counter {
             success: at_least_one(probe.success_threshold, 1),
@@ -126,7 +129,12 @@ impl Counter {
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
-    Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).filter(|v| *v > 0).unwrap_or(default))
+    Duration::from_secs(
+        value
+            .and_then(|value| u64::try_from(value).ok())
+            .filter(|v| *v > 0)
+            .unwrap_or(default),
+    )
 }
 
 /// Runs one probe until it has nothing more to say: a startup or liveness probe ends with its conclusion.
@@ -156,20 +164,40 @@ pub async fn run(
         ticks.tick().await;
         let answer = check(&probe, &target, timeout).await;
         if let Err(error) = &answer {
-            let verb = if matches!(error, ProbeError::Failed(_)) { "failed" } else { "errored" };
+            let verb = if matches!(error, ProbeError::Failed(_)) {
+                "failed"
+            } else {
+                "errored"
+            };
             let text = cut(&error.to_string());
-            recorder.warning(about, "Unhealthy", format!("{} probe {verb}: {text}", kind.title()));
+            recorder.warning(
+                about,
+                "Unhealthy",
+                format!("{} probe {verb}: {text}", kind.title()),
+            );
         }
-        let Some(good) = counter.take(answer.is_ok()) else { continue };
+        let Some(good) = counter.take(answer.is_ok()) else {
+            continue;
+        };
         match (kind, good) {
             (ProbeKind::Readiness, true) => tell(ProbeResult::Success),
             (ProbeKind::Readiness, false) => tell(ProbeResult::Failure),
             (ProbeKind::Startup, true) => return tell(ProbeResult::Success),
             (ProbeKind::Liveness, true) => {}
             (ProbeKind::Startup | ProbeKind::Liveness, false) => {
-                let what = if kind == ProbeKind::Startup { "startup" } else { "liveness" };
-                let message = format!("Container {} failed {what} probe, will be restarted", target.container.name);
-                return tell(ProbeResult::Dead { message, grace_s: probe.termination_grace_period_seconds });
+                let what = if kind == ProbeKind::Startup {
+                    "startup"
+                } else {
+                    "liveness"
+                };
+                let message = format!(
+                    "Container {} failed {what} probe, will be restarted",
+                    target.container.name
+                );
+                return tell(ProbeResult::Dead {
+                    message,
+                    grace_s: probe.termination_grace_period_seconds,
+                });
             }
         }
     }
@@ -225,7 +253,9 @@ async fn exec(target: &Target, command: &[String], timeout: Duration) -> Result<
 async fn tcp(host: &str, port: u16, timeout: Duration) -> Result<(), ProbeError> {
     match tokio::time::timeout(timeout, tokio::net::TcpStream::connect((host, port))).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(ProbeError::Failed(format!("dial tcp {host}:{port}: connect: {error}"))),
+        Ok(Err(error)) => Err(ProbeError::Failed(format!(
+            "dial tcp {host}:{port}: connect: {error}"
+        ))),
         Err(_) => Err(ProbeError::Failed(format!("dial tcp {host}:{port}: i/o timeout"))),
     }
 }
@@ -291,16 +321,40 @@ mod tests {
 
     #[test]
     fn conclusions() {
-        let probe =
-            Probe { success_threshold: Some(2), failure_threshold: Some(3), ..Probe::default() };
+        let probe = Probe {
+            success_threshold: Some(2),
+            failure_threshold: Some(3),
+            ..Probe::default()
+        };
         // Answers and the conclusion after each.
-        let table: [(Option<bool>, &[(bool, Option<bool>)]); 3] = [
+        type Row = (Option<bool>, &'static [(bool, Option<bool>)]);
+        let table: [Row; 3] = [
             (
                 Some(false),
-                &[(true, None), (true, Some(true)), (true, None), (false, None), (false, None), (false, Some(false))],
+                &[
+                    (true, None),
+                    (true, Some(true)),
+                    (true, None),
+                    (false, None),
+                    (false, None),
+                    (false, Some(false)),
+                ],
             ),
-            (Some(true), &[(false, None), (false, None), (true, None), (false, None), (false, None), (false, Some(false))]),
-            (None, &[(true, None), (false, None), (true, None), (true, Some(true))]),
+            (
+                Some(true),
+                &[
+                    (false, None),
+                    (false, None),
+                    (true, None),
+                    (false, None),
+                    (false, None),
+                    (false, Some(false)),
+                ],
+            ),
+            (
+                None,
+                &[(true, None), (false, None), (true, None), (true, Some(true))],
+            ),
         ];
         for (start, answers) in table {
             let mut counter = Counter::new(&probe, start);

@@ -56,11 +56,20 @@ pub fn checked(path: &str) -> Result<PathBuf, VolumeError> {
             _ => return bad("must be relative and inside the volume"),
         }
     }
-    if out.as_os_str().is_empty() { bad("empty") } else { Ok(out) }
+    if out.as_os_str().is_empty() {
+        bad("empty")
+    } else {
+        Ok(out)
+    }
 }
 
 /// Makes the volume hold exactly `payload`. True when something changed.
-pub fn write(dir: &Path, payload: &Payload, group: Option<u32>, now: SystemTime) -> Result<bool, VolumeError> {
+pub fn write(
+    dir: &Path,
+    payload: &Payload,
+    group: Option<u32>,
+    now: SystemTime,
+) -> Result<bool, VolumeError> {
     let current = fs::read_link(dir.join(DATA)).ok();
     if let Some(current) = &current
         && matches(&dir.join(current), payload, group)
@@ -69,7 +78,10 @@ pub fn write(dir: &Path, payload: &Payload, group: Option<u32>, now: SystemTime)
         return Ok(false);
     }
     let version = dir.join(version_name(dir, now));
-    fs::DirBuilder::new().mode(0o755).create(&version).map_err(io("create", &version))?;
+    fs::DirBuilder::new()
+        .mode(0o755)
+        .create(&version)
+        .map_err(io("create", &version))?;
     own(&version, None, group, 0o755)?;
     for (path, file) in payload {
         let target = version.join(path);
@@ -97,7 +109,13 @@ pub fn write(dir: &Path, payload: &Payload, group: Option<u32>, now: SystemTime)
     let data = dir.join(DATA);
     fs::rename(&tmp, &data).map_err(io("replace", &data))?;
     links(dir, payload)?;
-    sweep(dir, version.file_name().and_then(|name| name.to_str()).unwrap_or_default())?;
+    sweep(
+        dir,
+        version
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default(),
+    )?;
     Ok(true)
 }
 
@@ -156,8 +174,11 @@ fn collect(dir: &Path, prefix: &Path, into: &mut BTreeSet<PathBuf>) -> std::io::
 
 /// One link for each first component; links of keys that are gone are removed.
 fn links(dir: &Path, payload: &Payload) -> Result<(), VolumeError> {
-    let wanted: BTreeSet<PathBuf> =
-        payload.keys().filter_map(|path| path.components().next()).map(|part| PathBuf::from(part.as_os_str())).collect();
+    let wanted: BTreeSet<PathBuf> = payload
+        .keys()
+        .filter_map(|path| path.components().next())
+        .map(|part| PathBuf::from(part.as_os_str()))
+        .collect();
     for name in &wanted {
         let link = dir.join(name);
         let target = Path::new(DATA).join(name);
@@ -195,12 +216,26 @@ mod tests {
     use super::*;
 
     fn file(text: &str) -> File {
-        File { data: text.into(), mode: 0o640, uid: None }
+        File {
+            data: text.into(),
+            mode: 0o640,
+            uid: None,
+        }
     }
 
     #[test]
     fn paths() {
-        for (path, good) in [("a", true), ("a/b", true), ("./a", true), ("", false), ("/a", false), ("../a", false), ("a/../b", false), ("..a", false), (".", false)] {
+        for (path, good) in [
+            ("a", true),
+            ("a/b", true),
+            ("./a", true),
+            ("", false),
+            ("/a", false),
+            ("../a", false),
+            ("a/../b", false),
+            ("..a", false),
+            (".", false),
+        ] {
             assert_eq!(checked(path).is_ok(), good, "{path}");
         }
     }
@@ -210,10 +245,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         let now = SystemTime::UNIX_EPOCH;
-        let mut payload = Payload::from([("a".into(), file("1")), ("sub/b".into(), file("2")), ("gone".into(), file("3"))]);
+        let mut payload = Payload::from([
+            ("a".into(), file("1")),
+            ("sub/b".into(), file("2")),
+            ("gone".into(), file("3")),
+        ]);
         assert!(write(dir, &payload, None, now).unwrap());
         let first = fs::read_link(dir.join(DATA)).unwrap();
-        assert!(!write(dir, &payload, None, now).unwrap(), "the same files are not written twice");
+        assert!(
+            !write(dir, &payload, None, now).unwrap(),
+            "the same files are not written twice"
+        );
         assert_eq!(fs::read_link(dir.join(DATA)).unwrap(), first);
         payload.remove(Path::new("gone"));
         payload.insert("a".into(), file("new"));
@@ -221,7 +263,10 @@ mod tests {
         assert_ne!(fs::read_link(dir.join(DATA)).unwrap(), first);
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "new");
         assert_eq!(fs::read_to_string(dir.join("sub/b")).unwrap(), "2");
-        assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(
+            fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
         let mut names: Vec<String> = fs::read_dir(dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())

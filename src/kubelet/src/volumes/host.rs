@@ -29,10 +29,20 @@ impl Type for EmptyDir {
         match source.medium.as_deref().unwrap_or_default() {
             "" => {}
             "Memory" => {
-                let limit = source.size_limit.as_ref().and_then(resources::whole).filter(|size| *size > 0);
+                let limit = source
+                    .size_limit
+                    .as_ref()
+                    .and_then(resources::whole)
+                    .filter(|size| *size > 0);
                 let pod = Some(resources::pod_limit(context.pod, "memory"));
-                let pod = pod.filter(|(bytes, all)| *all && *bytes > 0).map(|(bytes, _)| bytes);
-                let size = [limit, pod].into_iter().flatten().min().and_then(|size| u64::try_from(size).ok());
+                let pod = pod
+                    .filter(|(bytes, all)| *all && *bytes > 0)
+                    .map(|(bytes, _)| bytes);
+                let size = [limit, pod]
+                    .into_iter()
+                    .flatten()
+                    .min()
+                    .and_then(|size| u64::try_from(size).ok());
                 mounts::tmpfs(dir, size, 0o777)?;
             }
             _ => return Err(VolumeError::Unsupported(volume.name.clone())),
@@ -40,14 +50,22 @@ impl Type for EmptyDir {
         if let Some(group) = context.fs_group() {
             give_to_group(dir, group, fresh)?;
         }
-        Ok(Ready { path: dir.to_owned(), read_only: false, renew_at: None })
+        Ok(Ready {
+            path: dir.to_owned(),
+            read_only: false,
+            renew_at: None,
+        })
     }
 }
 
 /// Makes a folder with exactly this mode. True when it was not there.
 pub fn make(dir: &Path, mode: u32) -> Result<bool, VolumeError> {
     if let Some(parent) = dir.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o750).create(parent).map_err(io("create", parent))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(parent)
+            .map_err(io("create", parent))?;
     }
     match fs::create_dir(dir) {
         Ok(()) => {
@@ -89,11 +107,22 @@ impl Type for HostPath {
     async fn set_up(&self, _: &Context<'_>, volume: &Volume, _: &Path) -> Result<Ready, VolumeError> {
         let source = volume.host_path.clone().unwrap_or_default();
         let path = Path::new(&source.path);
-        if !path.is_absolute() || path.components().any(|part| part == std::path::Component::ParentDir) {
-            return Err(VolumeError::BadPath(source.path.clone(), "must be absolute, without '..'"));
+        if !path.is_absolute()
+            || path
+                .components()
+                .any(|part| part == std::path::Component::ParentDir)
+        {
+            return Err(VolumeError::BadPath(
+                source.path.clone(),
+                "must be absolute, without '..'",
+            ));
         }
         ensure_host_path(path, source.type_.as_deref().unwrap_or_default())?;
-        Ok(Ready { path: path.to_owned(), read_only: false, renew_at: None })
+        Ok(Ready {
+            path: path.to_owned(),
+            read_only: false,
+            renew_at: None,
+        })
     }
 }
 
@@ -109,11 +138,17 @@ fn ensure_host_path(path: &Path, kind: &str) -> Result<(), VolumeError> {
         "" => match found {
             Some(_) => Ok(()),
             // Docker's old habit, which Kubernetes keeps: a missing path becomes a folder.
-            None => fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(io("create", path)),
+            None => fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(path)
+                .map_err(io("create", path)),
         },
-        "DirectoryOrCreate" if found.is_none() => {
-            fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(io("create", path))
-        }
+        "DirectoryOrCreate" if found.is_none() => fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(path)
+            .map_err(io("create", path)),
         "FileOrCreate" if found.is_none() => {
             let options = fs::OpenOptions::new().create_new(true).write(true).to_owned();
             options.open(path).map_err(io("create", path))?;
@@ -155,7 +190,11 @@ mod tests {
             ("file", "Nonsense", false),
         ];
         for (name, kind, good) in table {
-            assert_eq!(ensure_host_path(&at(name), kind).is_ok(), good, "{name} as {kind}");
+            assert_eq!(
+                ensure_host_path(&at(name), kind).is_ok(),
+                good,
+                "{name} as {kind}"
+            );
         }
         assert!(at("new/deep").is_dir() && at("newfile").is_file());
     }

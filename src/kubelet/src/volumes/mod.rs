@@ -73,7 +73,11 @@ pub(crate) fn io<'a>(
     action: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(std::io::Error) -> VolumeError + use<'a> {
-    move |source| VolumeError::Io { action, path: path.to_owned(), source }
+    move |source| VolumeError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// What volume types may use.
@@ -145,7 +149,10 @@ impl Type for Claim {
     }
 
     async fn set_up(&self, _: &Context<'_>, volume: &Volume, _: &Path) -> Result<Ready, VolumeError> {
-        let claim = volume.persistent_volume_claim.as_ref().map(|claim| claim.claim_name.clone());
+        let claim = volume
+            .persistent_volume_claim
+            .as_ref()
+            .map(|claim| claim.claim_name.clone());
         Err(VolumeError::Claim(claim.unwrap_or_else(|| volume.name.clone())))
     }
 }
@@ -158,8 +165,15 @@ fn dir_of(pod_dir: &Path, kind: &dyn Type, volume: &str) -> PathBuf {
 /// Sets up every volume of a pod. The error names the volume it is about.
 pub async fn set_up(context: &Context<'_>) -> Result<BTreeMap<String, Ready>, (String, VolumeError)> {
     let mut ready = BTreeMap::new();
-    for volume in context.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-        let one = set_up_one(context, volume).await.map_err(|error| (volume.name.clone(), error))?;
+    for volume in context
+        .pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten())
+    {
+        let one = set_up_one(context, volume)
+            .await
+            .map_err(|error| (volume.name.clone(), error))?;
         ready.insert(volume.name.clone(), one);
     }
     Ok(ready)
@@ -171,7 +185,8 @@ async fn set_up_one(context: &Context<'_>, volume: &Volume) -> Result<Ready, Vol
     }
     let kind = TYPES.iter().find(|kind| kind.is(volume));
     let kind = kind.ok_or_else(|| VolumeError::Unsupported(volume.name.clone()))?;
-    kind.set_up(context, volume, &dir_of(context.pod_dir, *kind, &volume.name)).await
+    kind.set_up(context, volume, &dir_of(context.pod_dir, *kind, &volume.name))
+        .await
 }
 
 /// The names of ConfigMaps and Secrets a pod's volumes refer to.
@@ -180,8 +195,17 @@ pub fn referred_names(pod: &Pod) -> (Vec<String>, Vec<String>) {
     let mut secrets = Vec::new();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         maps.extend(volume.config_map.as_ref().map(|source| source.name.clone()));
-        secrets.extend(volume.secret.as_ref().and_then(|source| source.secret_name.clone()));
-        for source in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
+        secrets.extend(
+            volume
+                .secret
+                .as_ref()
+                .and_then(|source| source.secret_name.clone()),
+        );
+        for source in volume
+            .projected
+            .iter()
+            .flat_map(|projected| projected.sources.iter().flatten())
+        {
             maps.extend(source.config_map.as_ref().map(|source| source.name.clone()));
             secrets.extend(source.secret.as_ref().map(|source| source.name.clone()));
         }
@@ -202,7 +226,10 @@ pub async fn tear_down(pod_dir: &Path) -> Result<(), VolumeError> {
     .await
     .unwrap_or_else(|error| {
         let source = std::io::Error::other(error.to_string());
-        Err(VolumeError::Io { action: "tear down", path: pod_dir.to_owned(), source })
+        Err(VolumeError::Io {
+            action: "tear down",
+            path: pod_dir.to_owned(),
+            source,
+        })
     })
 }
-

@@ -31,8 +31,13 @@ fn unescape(text: &str) -> PathBuf {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
-        let octal = bytes.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.filter(|_| bytes[at] == b'\\').and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+        let octal = bytes
+            .get(at + 1..at + 4)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal
+            .filter(|_| bytes[at] == b'\\')
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok())
+        {
             Some(byte) => {
                 out.push(byte);
                 at += 4;
@@ -43,7 +48,9 @@ fn unescape(text: &str) -> PathBuf {
             }
         }
     }
-    PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(out))
+    PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(
+        out,
+    ))
 }
 
 /// Whether something is mounted exactly here.
@@ -86,8 +93,14 @@ pub fn tmpfs(dir: &Path, size: Option<u64>, mode: u32) -> Result<(), VolumeError
 
 /// Binds one place to another.
 pub fn bind(from: &Path, to: &Path) -> Result<(), VolumeError> {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-        .map_err(|errno| io("bind mount on", to)(errno.into()))
+    mount(
+        Some(from),
+        to,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .map_err(|errno| io("bind mount on", to)(errno.into()))
 }
 
 /// Makes a folder a mount point of its own whose mounts are seen by containers that ask for it.
@@ -95,8 +108,14 @@ pub fn make_shared(dir: &Path) -> Result<(), VolumeError> {
     if !is_mounted(dir)? {
         bind(dir, dir)?;
     }
-    mount(None::<&str>, dir, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>)
-        .map_err(|errno| io("make shared", dir)(errno.into()))
+    mount(
+        None::<&str>,
+        dir,
+        None::<&str>,
+        MsFlags::MS_SHARED | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .map_err(|errno| io("make shared", dir)(errno.into()))
 }
 
 #[cfg(test)]
@@ -106,7 +125,10 @@ mod tests {
     #[test]
     fn reads_mountinfo() {
         let text = "25 1 0:22 / /a rw - tmpfs t rw\n26 25 0:23 / /a/b\\040c rw - tmpfs t rw\n27 1 0:1 / /ab rw - x x rw\n";
-        assert_eq!(points(text, Path::new("/a")), [PathBuf::from("/a"), PathBuf::from("/a/b c")]);
+        assert_eq!(
+            points(text, Path::new("/a")),
+            [PathBuf::from("/a"), PathBuf::from("/a/b c")]
+        );
     }
 
     #[test]
@@ -118,7 +140,10 @@ mod tests {
         std::fs::write(inner.join("f"), "x").unwrap();
         tmpfs(&inner, Some(1 << 20), 0o777).unwrap();
         assert!(inner.join("f").exists());
-        assert!(std::fs::write(inner.join("big"), vec![0u8; 2 << 20]).is_err(), "the size limit holds");
+        assert!(
+            std::fs::write(inner.join("big"), vec![0u8; 2 << 20]).is_err(),
+            "the size limit holds"
+        );
         unmount_below(dir.path()).unwrap();
         assert!(!is_mounted(&inner).unwrap());
         assert!(!inner.join("f").exists());

@@ -35,7 +35,11 @@ fn add_keys<'a>(
     let mut add = |key: &str, path: &str, mode: Option<i32>| -> Result<(), VolumeError> {
         match data(key) {
             Some(bytes) => {
-                let file = File { data: bytes.to_vec(), mode: mode_of(mode, default_mode), uid: None };
+                let file = File {
+                    data: bytes.to_vec(),
+                    mode: mode_of(mode, default_mode),
+                    uid: None,
+                };
                 payload.insert(checked(path)?, file);
                 Ok(())
             }
@@ -44,7 +48,9 @@ fn add_keys<'a>(
         }
     };
     match items.filter(|items| !items.is_empty()) {
-        Some(items) => items.iter().try_for_each(|item| add(&item.key, &item.path, item.mode)),
+        Some(items) => items
+            .iter()
+            .try_for_each(|item| add(&item.key, &item.path, item.mode)),
         None => {
             let keys: Vec<&str> = all.collect();
             keys.into_iter().try_for_each(|key| add(key, key, None))
@@ -61,15 +67,30 @@ fn add_config_map(
     mode: Option<i32>,
 ) -> Result<(), VolumeError> {
     let Some(map) = context.referred.config_maps.get(name) else {
-        return if optional { Ok(()) } else { Err(VolumeError::NotFound("configmap", name.to_owned())) };
+        return if optional {
+            Ok(())
+        } else {
+            Err(VolumeError::NotFound("configmap", name.to_owned()))
+        };
     };
     let map: &ConfigMap = map;
     let get = |key: &str| {
-        let text = map.data.as_ref().and_then(|data| data.get(key)).map(String::as_bytes);
-        text.or_else(|| map.binary_data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice()))
+        let text = map
+            .data
+            .as_ref()
+            .and_then(|data| data.get(key))
+            .map(String::as_bytes);
+        text.or_else(|| {
+            map.binary_data
+                .as_ref()
+                .and_then(|data| data.get(key))
+                .map(|bytes| bytes.0.as_slice())
+        })
     };
     let keys = map.data.iter().flat_map(|data| data.keys());
-    let keys = keys.chain(map.binary_data.iter().flat_map(|data| data.keys())).map(String::as_str);
+    let keys = keys
+        .chain(map.binary_data.iter().flat_map(|data| data.keys()))
+        .map(String::as_str);
     add_keys(payload, "config", get, keys, items, optional, mode)
 }
 
@@ -82,12 +103,25 @@ fn add_secret(
     mode: Option<i32>,
 ) -> Result<(), VolumeError> {
     let Some(secret) = context.referred.secrets.get(name) else {
-        return if optional { Ok(()) } else { Err(VolumeError::NotFound("secret", name.to_owned())) };
+        return if optional {
+            Ok(())
+        } else {
+            Err(VolumeError::NotFound("secret", name.to_owned()))
+        };
     };
     let secret: &Secret = secret;
-    let get =
-        |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
-    let keys = secret.data.iter().flat_map(|data| data.keys()).map(String::as_str);
+    let get = |key: &str| {
+        secret
+            .data
+            .as_ref()
+            .and_then(|data| data.get(key))
+            .map(|bytes| bytes.0.as_slice())
+    };
+    let keys = secret
+        .data
+        .iter()
+        .flat_map(|data| data.keys())
+        .map(String::as_str);
     add_keys(payload, "secret", get, keys, items, optional, mode)
 }
 
@@ -105,7 +139,11 @@ fn add_downward(
         } else {
             continue;
         };
-        let file = File { data: text.into_bytes(), mode: mode_of(item.mode, mode), uid: None };
+        let file = File {
+            data: text.into_bytes(),
+            mode: mode_of(item.mode, mode),
+            uid: None,
+        };
         payload.insert(checked(&item.path)?, file);
     }
     Ok(())
@@ -115,22 +153,44 @@ fn add_downward(
 fn token_file(context: &Context<'_>, text: String, mode: Option<i32>) -> File {
     let data = text.into_bytes();
     if context.fs_group().is_some() {
-        return File { data, mode: 0o600, uid: None };
+        return File {
+            data,
+            mode: 0o600,
+            uid: None,
+        };
     }
     match one_user(context) {
-        Some(uid) => File { data, mode: 0o600, uid: Some(uid) },
-        None => File { data, mode: mode_of(None, mode), uid: None },
+        Some(uid) => File {
+            data,
+            mode: 0o600,
+            uid: Some(uid),
+        },
+        None => File {
+            data,
+            mode: mode_of(None, mode),
+            uid: None,
+        },
     }
 }
 
 /// The user all containers run as, if it is the same for all.
 fn one_user(context: &Context<'_>) -> Option<u32> {
     let spec = context.pod.spec.as_ref()?;
-    let pod_user = spec.security_context.as_ref().and_then(|context| context.run_as_user);
-    let mut users = crate::resources::all_containers(context.pod)
-        .map(|container| container.security_context.as_ref().and_then(|context| context.run_as_user).or(pod_user));
+    let pod_user = spec
+        .security_context
+        .as_ref()
+        .and_then(|context| context.run_as_user);
+    let mut users = crate::resources::all_containers(context.pod).map(|container| {
+        container
+            .security_context
+            .as_ref()
+            .and_then(|context| context.run_as_user)
+            .or(pod_user)
+    });
     let first = users.next()??;
-    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok())?
+    users
+        .all(|user| user == Some(first))
+        .then(|| u32::try_from(first).ok())?
 }
 
 /// Writes the files, on disk or in memory, for the pod's group if it has one.
@@ -155,7 +215,11 @@ fn now() -> SystemTime {
 }
 
 fn ready(dir: &Path, renew_at: Option<SystemTime>) -> Ready {
-    Ready { path: dir.to_owned(), read_only: true, renew_at }
+    Ready {
+        path: dir.to_owned(),
+        read_only: true,
+        renew_at,
+    }
 }
 
 /// Files from a ConfigMap.
@@ -176,7 +240,14 @@ impl Type for ConfigMapType {
         let mut payload = Payload::new();
         let optional = source.optional == Some(true);
         let items = source.items.as_deref();
-        add_config_map(&mut payload, context, &source.name, items, optional, source.default_mode)?;
+        add_config_map(
+            &mut payload,
+            context,
+            &source.name,
+            items,
+            optional,
+            source.default_mode,
+        )?;
         put(context, dir, payload, false)?;
         Ok(ready(dir, None))
     }
@@ -200,7 +271,14 @@ impl Type for SecretType {
         let name = source.secret_name.clone().unwrap_or_default();
         let mut payload = Payload::new();
         let optional = source.optional == Some(true);
-        add_secret(&mut payload, context, &name, source.items.as_deref(), optional, source.default_mode)?;
+        add_secret(
+            &mut payload,
+            context,
+            &name,
+            source.items.as_deref(),
+            optional,
+            source.default_mode,
+        )?;
         put(context, dir, payload, true)?;
         Ok(ready(dir, None))
     }
@@ -222,7 +300,12 @@ impl Type for DownwardType {
     async fn set_up(&self, context: &Context<'_>, volume: &Volume, dir: &Path) -> Result<Ready, VolumeError> {
         let source = volume.downward_api.clone().unwrap_or_default();
         let mut payload = Payload::new();
-        add_downward(&mut payload, context, source.items.as_deref(), source.default_mode)?;
+        add_downward(
+            &mut payload,
+            context,
+            source.items.as_deref(),
+            source.default_mode,
+        )?;
         put(context, dir, payload, true)?;
         Ok(ready(dir, None))
     }
@@ -260,16 +343,32 @@ async fn projected(
     for source in source.sources.iter().flatten() {
         if let Some(map) = &source.config_map {
             let optional = map.optional == Some(true);
-            add_config_map(&mut payload, context, &map.name, map.items.as_deref(), optional, mode)?;
+            add_config_map(
+                &mut payload,
+                context,
+                &map.name,
+                map.items.as_deref(),
+                optional,
+                mode,
+            )?;
         } else if let Some(secret) = &source.secret {
             let optional = secret.optional == Some(true);
-            add_secret(&mut payload, context, &secret.name, secret.items.as_deref(), optional, mode)?;
+            add_secret(
+                &mut payload,
+                context,
+                &secret.name,
+                secret.items.as_deref(),
+                optional,
+                mode,
+            )?;
         } else if let Some(downward) = &source.downward_api {
             add_downward(&mut payload, context, downward.items.as_deref(), mode)?;
         } else if let Some(token) = &source.service_account_token {
             let path = checked(&token.path)?;
-            let issued =
-                context.tokens.get(context.pod, token.audience.as_deref(), token.expiration_seconds).await?;
+            let issued = context
+                .tokens
+                .get(context.pod, token.audience.as_deref(), token.expiration_seconds)
+                .await?;
             renew_at = Some(renew_at.map_or(issued.renew_at, |at| at.min(issued.renew_at)));
             payload.insert(path, token_file(context, issued.text, mode));
         } else {
@@ -278,7 +377,6 @@ async fn projected(
     }
     Ok((payload, renew_at))
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -303,16 +401,32 @@ mod tests {
 
     #[tokio::test]
     async fn projects_sources_and_reports_what_is_missing() {
-        let pod: Pod = parse(json!({"metadata": {"name": "p", "namespace": "ns", "labels": {"a": "b"}},
-            "spec": {"containers": []}}));
+        let pod: Pod = parse(
+            json!({"metadata": {"name": "p", "namespace": "ns", "labels": {"a": "b"}},
+            "spec": {"containers": []}}),
+        );
         let referred = Referred {
-            config_maps: [("cm".to_owned(), Arc::new(parse(json!({"metadata": {}, "data": {"k": "v", "l": "w"},
-                "binaryData": {"bin": "AAE="}}))))].into(),
-            secrets: [("s".to_owned(), Arc::new(parse(json!({"metadata": {}, "data": {"pw": "eA=="}}))))].into(),
+            config_maps: [(
+                "cm".to_owned(),
+                Arc::new(parse(json!({"metadata": {}, "data": {"k": "v", "l": "w"},
+                "binaryData": {"bin": "AAE="}}))),
+            )]
+            .into(),
+            secrets: [(
+                "s".to_owned(),
+                Arc::new(parse(json!({"metadata": {}, "data": {"pw": "eA=="}}))),
+            )]
+            .into(),
         };
         let tokens = crate::tokens::Tokens::new(no_client(), skiff_base::clock::system());
         let facts = PodFacts::default();
-        let context = Context { pod: &pod, facts: &facts, pod_dir: Path::new("/x"), referred: &referred, tokens: &tokens };
+        let context = Context {
+            pod: &pod,
+            facts: &facts,
+            pod_dir: Path::new("/x"),
+            referred: &referred,
+            tokens: &tokens,
+        };
         let good: ProjectedVolumeSource = parse(json!({"defaultMode": 256, "sources": [
             {"configMap": {"name": "cm", "items": [{"key": "k", "path": "conf/k", "mode": 420}]}},
             {"secret": {"name": "s"}}, {"secret": {"name": "gone", "optional": true}},
@@ -322,17 +436,40 @@ mod tests {
         let seen: Vec<(String, String, u32)> = payload
             .iter()
             .map(|(path, file)| {
-                (path.display().to_string(), String::from_utf8_lossy(&file.data).into_owned(), file.mode)
+                (
+                    path.display().to_string(),
+                    String::from_utf8_lossy(&file.data).into_owned(),
+                    file.mode,
+                )
             })
             .collect();
-        let expected = [("conf/k", "v", 0o644), ("labels", "a=\"b\"", 0o400), ("pw", "x", 0o400)];
+        let expected = [
+            ("conf/k", "v", 0o644),
+            ("labels", "a=\"b\"", 0o400),
+            ("pw", "x", 0o400),
+        ];
         assert_eq!(seen, expected.map(|(a, b, c)| (a.to_owned(), b.to_owned(), c)));
         let bad = [
-            (json!({"configMap": {"name": "none"}}), "configmap \"none\" not found"),
-            (json!({"configMap": {"name": "cm", "items": [{"key": "z", "path": "z"}]}}), "references non-existent config key: z"),
-            (json!({"secret": {"name": "s", "items": [{"key": "pw", "path": "../z"}]}}), "invalid path \"../z\""),
-            (json!({"serviceAccountToken": {"path": "token"}}), "failed to fetch token"),
-            (json!({"clusterTrustBundle": {"path": "x"}}), "volume \"v\" has no type"),
+            (
+                json!({"configMap": {"name": "none"}}),
+                "configmap \"none\" not found",
+            ),
+            (
+                json!({"configMap": {"name": "cm", "items": [{"key": "z", "path": "z"}]}}),
+                "references non-existent config key: z",
+            ),
+            (
+                json!({"secret": {"name": "s", "items": [{"key": "pw", "path": "../z"}]}}),
+                "invalid path \"../z\"",
+            ),
+            (
+                json!({"serviceAccountToken": {"path": "token"}}),
+                "failed to fetch token",
+            ),
+            (
+                json!({"clusterTrustBundle": {"path": "x"}}),
+                "volume \"v\" has no type",
+            ),
         ];
         for (source, expected) in bad {
             let source: ProjectedVolumeSource = parse(json!({"sources": [source]}));

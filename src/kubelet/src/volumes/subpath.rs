@@ -63,7 +63,12 @@ pub fn mount(volume: &Path, path: &str, target: &Path) -> Result<(), VolumeError
     if meta.is_dir() {
         std::fs::create_dir_all(target).map_err(io("create", target))?;
     } else {
-        File::options().create(true).append(true).mode(0o640).open(target).map_err(io("create", target))?;
+        File::options()
+            .create(true)
+            .append(true)
+            .mode(0o640)
+            .open(target)
+            .map_err(io("create", target))?;
     }
     mounts::bind(&source, target)
 }
@@ -111,10 +116,19 @@ mod tests {
         mount(&volume, "file", &base.path().join("sub/0")).unwrap();
         mount(&volume, "dir", &base.path().join("sub/1")).unwrap();
         mount(&volume, "dir", &base.path().join("sub/1")).unwrap();
-        assert_eq!(std::fs::read_to_string(base.path().join("sub/0")).unwrap(), "text");
-        assert_eq!(std::fs::read_to_string(base.path().join("sub/1/inner")).unwrap(), "deep");
+        assert_eq!(
+            std::fs::read_to_string(base.path().join("sub/0")).unwrap(),
+            "text"
+        );
+        assert_eq!(
+            std::fs::read_to_string(base.path().join("sub/1/inner")).unwrap(),
+            "deep"
+        );
         mounts::unmount_below(base.path()).unwrap();
         assert!(!base.path().join("sub/1/inner").exists());
-        assert!(volume.join("dir/inner").exists(), "the volume itself is untouched");
+        assert!(
+            volume.join("dir/inner").exists(),
+            "the volume itself is untouched"
+        );
     }
 }

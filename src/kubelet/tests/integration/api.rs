@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, StreamBody};
 use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
 use kube::client::Body;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -45,7 +45,10 @@ pub struct FakeApi {
 
 impl FakeApi {
     pub fn new() -> FakeApi {
-        FakeApi { state: Arc::default(), changed: Arc::new(watch::Sender::new(0)) }
+        FakeApi {
+            state: Arc::default(),
+            changed: Arc::new(watch::Sender::new(0)),
+        }
     }
 
     pub fn client(&self) -> kube::Client {
@@ -78,7 +81,12 @@ impl FakeApi {
         } else {
             state.objects.insert(path.to_owned(), object.clone());
         }
-        let change = Change { revision: state.revision, kind, path: path.to_owned(), object: object.clone() };
+        let change = Change {
+            revision: state.revision,
+            kind,
+            path: path.to_owned(),
+            object: object.clone(),
+        };
         state.log.push(change);
         self.changed.send_replace(state.revision);
         object
@@ -132,7 +140,10 @@ impl FakeApi {
         };
         match tokio::time::timeout(PATIENCE, wait).await {
             Ok(object) => object,
-            Err(_) => panic!("{what}: not so after {PATIENCE:?}: {:#}", self.get(path).unwrap_or(Value::Null)),
+            Err(_) => panic!(
+                "{what}: not so after {PATIENCE:?}: {:#}",
+                self.get(path).unwrap_or(Value::Null)
+            ),
         }
     }
 
@@ -142,7 +153,11 @@ impl FakeApi {
         let wait = async {
             loop {
                 changed.mark_unchanged();
-                if let Some(line) = self.events(name).into_iter().find(|line| line.starts_with(begins)) {
+                if let Some(line) = self
+                    .events(name)
+                    .into_iter()
+                    .find(|line| line.starts_with(begins))
+                {
                     return line;
                 }
                 changed.changed().await.expect("the server lives");
@@ -163,9 +178,20 @@ impl FakeApi {
             .unwrap_or_default()
             .split('&')
             .filter_map(|pair| pair.split_once('='))
-            .map(|(key, value)| (key.to_owned(), percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned()))
+            .map(|(key, value)| {
+                (
+                    key.to_owned(),
+                    percent_encoding::percent_decode_str(value)
+                        .decode_utf8_lossy()
+                        .into_owned(),
+                )
+            })
             .collect();
-        let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let bytes = body
+            .collect()
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_or_default();
         let sent: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if head.method != Method::GET {
             self.state.lock().writes.push(format!("{} {path}", head.method));
@@ -179,7 +205,11 @@ impl FakeApi {
         let target = path.strip_suffix("/status").unwrap_or(&path).to_owned();
         match head.method {
             Method::GET if is_collection(&target) => {
-                if query.contains_key("watch") { self.watch(&target, &query) } else { self.list(&target, &query) }
+                if query.contains_key("watch") {
+                    self.watch(&target, &query)
+                } else {
+                    self.list(&target, &query)
+                }
             }
             Method::GET => match self.get(&target) {
                 Some(object) => reply(StatusCode::OK, &object),
@@ -197,14 +227,18 @@ impl FakeApi {
                 reply(StatusCode::CREATED, &self.put(&path, object))
             }
             Method::PUT => {
-                let Some(old) = self.get(&target) else { return missing(&target) };
+                let Some(old) = self.get(&target) else {
+                    return missing(&target);
+                };
                 if conflicts(&old, &sent) {
                     return status(StatusCode::CONFLICT, "Conflict");
                 }
                 reply(StatusCode::OK, &self.put(&target, sent))
             }
             Method::PATCH => {
-                let Some(mut object) = self.get(&target) else { return missing(&target) };
+                let Some(mut object) = self.get(&target) else {
+                    return missing(&target);
+                };
                 if conflicts(&object, &sent) {
                     return status(StatusCode::CONFLICT, "Conflict");
                 }
@@ -218,7 +252,9 @@ impl FakeApi {
 
     /// Deletes as the API server does: gracefully first, for good with a grace of zero.
     pub fn delete(&self, path: &str, options: &Value) -> Response<Answer> {
-        let Some(mut object) = self.get(path) else { return missing(path) };
+        let Some(mut object) = self.get(path) else {
+            return missing(path);
+        };
         let uid = &options["preconditions"]["uid"];
         if !uid.is_null() && *uid != object["metadata"]["uid"] {
             return status(StatusCode::CONFLICT, "Conflict");
@@ -245,7 +281,10 @@ impl FakeApi {
     }
 
     fn watch(&self, collection: &str, query: &BTreeMap<String, String>) -> Response<Answer> {
-        let from: u64 = query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let from: u64 = query
+            .get("resourceVersion")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
         let (api, collection, query) = (self.clone(), collection.to_owned(), query.clone());
         let stream = futures::stream::unfold((from, self.changed.subscribe()), move |(seen, mut changed)| {
             let (api, collection, query) = (api.clone(), collection.clone(), query.clone());
@@ -254,12 +293,23 @@ impl FakeApi {
                     changed.mark_unchanged();
                     let next = {
                         let state = api.state.lock();
-                        state.log.iter().find(|change| change.revision > seen && belongs(&change.path, &collection) && selected(&change.object, &query)).cloned()
+                        state
+                            .log
+                            .iter()
+                            .find(|change| {
+                                change.revision > seen
+                                    && belongs(&change.path, &collection)
+                                    && selected(&change.object, &query)
+                            })
+                            .cloned()
                     };
                     if let Some(change) = next {
                         let mut line = json!({"type": change.kind, "object": change.object}).to_string();
                         line.push('\n');
-                        return Some((Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from(line))), (change.revision, changed)));
+                        return Some((
+                            Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from(line))),
+                            (change.revision, changed),
+                        ));
                     }
                     if changed.changed().await.is_err() {
                         return None;
@@ -274,27 +324,43 @@ impl FakeApi {
 /// Whether a path names a collection: `/api/v1/[namespaces/x/]plural`, or the same below `/apis/group/version`.
 fn is_collection(path: &str) -> bool {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let rest = if parts.first() == Some(&"api") { &parts[2..] } else { &parts[3..] };
+    let rest = if parts.first() == Some(&"api") {
+        &parts[2..]
+    } else {
+        &parts[3..]
+    };
     rest.len() % 2 == 1
 }
 
 /// Whether an object's path is in a collection; one without namespace holds those of all namespaces.
 fn belongs(path: &str, collection: &str) -> bool {
-    let Some((parent, _)) = path.rsplit_once('/') else { return false };
+    let Some((parent, _)) = path.rsplit_once('/') else {
+        return false;
+    };
     if parent == collection {
         return true;
     }
-    let (Some((base, plural)), Some((head, tail))) = (collection.rsplit_once('/'), parent.rsplit_once('/')) else {
+    let (Some((base, plural)), Some((head, tail))) = (collection.rsplit_once('/'), parent.rsplit_once('/'))
+    else {
         return false;
     };
-    tail == plural && head.strip_prefix(base).is_some_and(|rest| rest.starts_with("/namespaces/")) && !base.contains("/namespaces/")
+    tail == plural
+        && head
+            .strip_prefix(base)
+            .is_some_and(|rest| rest.starts_with("/namespaces/"))
+        && !base.contains("/namespaces/")
 }
 
 fn selected(object: &Value, query: &BTreeMap<String, String>) -> bool {
-    let Some(selector) = query.get("fieldSelector") else { return true };
+    let Some(selector) = query.get("fieldSelector") else {
+        return true;
+    };
     selector.split(',').all(|term| {
         let (path, value) = term.split_once('=').unwrap_or((term, ""));
-        object.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_str) == Some(value)
+        object
+            .pointer(&format!("/{}", path.replace('.', "/")))
+            .and_then(Value::as_str)
+            == Some(value)
     })
 }
 
@@ -324,14 +390,21 @@ fn merge(target: &mut Value, patch: &Value) {
 }
 
 fn reply(code: StatusCode, body: &Value) -> Response<Answer> {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())).map_err(|never| match never {}).boxed_unsync());
+    let mut response = Response::new(
+        Full::new(Bytes::from(body.to_string()))
+            .map_err(|never| match never {})
+            .boxed_unsync(),
+    );
     *response.status_mut() = code;
     response
 }
 
 fn status(code: StatusCode, reason: &str) -> Response<Answer> {
-    reply(code, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason,
-        "message": reason, "code": code.as_u16()}))
+    reply(
+        code,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason,
+        "message": reason, "code": code.as_u16()}),
+    )
 }
 
 fn missing(path: &str) -> Response<Answer> {

@@ -65,22 +65,46 @@ impl World {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let folder = tempfile::tempdir().unwrap();
         let dirs = Dirs::below(folder.path());
-        let cgroup_root =
-            format!("skiff-kubelet-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let cgroup_root = format!(
+            "skiff-kubelet-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         let runtime = FakeRuntime::new(skiff_base::clock::system());
         runtime.add_image("web", ImageConfig::default());
         let api = FakeApi::new();
         let network = Arc::new(FakeNetwork::default());
         let (network_ready, _) = watch::channel(true);
         let shutdown = Shutdown::new();
-        let kubelet = kubelet(&api, &runtime, &network, &network_ready, &dirs, &cgroup_root, &shutdown);
+        let kubelet = kubelet(
+            &api,
+            &runtime,
+            &network,
+            &network_ready,
+            &dirs,
+            &cgroup_root,
+            &shutdown,
+        );
         tokio::spawn(kubelet.clone().run(shutdown.clone()));
-        World { api, runtime, network, network_ready, dirs, kubelet, cgroup_root, shutdown, _folder: folder }
+        World {
+            api,
+            runtime,
+            network,
+            network_ready,
+            dirs,
+            kubelet,
+            cgroup_root,
+            shutdown,
+            _folder: folder,
+        }
     }
 
     /// Stops the kubelet: containers live on.
     pub async fn stop(&self) {
-        assert!(self.shutdown.drain(Duration::from_secs(10)).await, "the kubelet stops when asked");
+        assert!(
+            self.shutdown.drain(Duration::from_secs(10)).await,
+            "the kubelet stops when asked"
+        );
     }
 
     /// Starts a new kubelet on the same node.
@@ -103,27 +127,38 @@ impl World {
         let path = format!("/api/v1/namespaces/default/pods/{name}");
         let mut spec = spec;
         spec["nodeName"] = json!(NODE);
-        self.api.put(&path, json!({"kind": "Pod", "apiVersion": "v1",
+        self.api.put(
+            &path,
+            json!({"kind": "Pod", "apiVersion": "v1",
             "metadata": {"name": name, "namespace": "default", "labels": {"app": name}}, "spec": spec,
-            "status": {"phase": "Pending"}}));
+            "status": {"phase": "Pending"}}),
+        );
         path
     }
 
     /// Waits until the pod is ready.
     pub async fn ready(&self, path: &str) -> Value {
-        self.api.wait(path, "ready", |pod| condition(pod, "Ready") == "True").await
+        self.api
+            .wait(path, "ready", |pod| condition(pod, "Ready") == "True")
+            .await
     }
 
     /// Calls of the runtime that begin like this.
     pub fn calls(&self, begins: &str) -> usize {
-        self.runtime.calls().iter().filter(|call| call.starts_with(begins)).count()
+        self.runtime
+            .calls()
+            .iter()
+            .filter(|call| call.starts_with(begins))
+            .count()
     }
 
     /// Where a pod's group is in the cpu hierarchy, on either layout.
     pub fn groups(&self) -> Vec<std::path::PathBuf> {
         let mut found = Vec::new();
         for base in ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"] {
-            let dir = std::path::Path::new(base).join(&self.cgroup_root).join("kubepods");
+            let dir = std::path::Path::new(base)
+                .join(&self.cgroup_root)
+                .join("kubepods");
             for class in ["", "burstable", "besteffort"] {
                 for entry in std::fs::read_dir(dir.join(class)).into_iter().flatten().flatten() {
                     if entry.file_name().to_string_lossy().starts_with("pod") {
@@ -158,8 +193,14 @@ fn kubelet(
 ) -> Arc<Kubelet> {
     let client = api.client();
     let informers = Informers::new(client.clone(), shutdown.child());
-    let mut config =
-        Config::new(NODE, client, informers, runtime.clone(), network.clone(), network_ready.subscribe());
+    let mut config = Config::new(
+        NODE,
+        client,
+        informers,
+        runtime.clone(),
+        network.clone(),
+        network_ready.subscribe(),
+    );
     config.dirs = dirs.clone();
     config.cgroup_root = cgroup_root.to_owned();
     config.node_ips = vec![IpAddr::from([192, 0, 2, 1])];
@@ -168,9 +209,15 @@ fn kubelet(
 
 /// The status of a condition.
 pub fn condition(object: &Value, type_: &str) -> String {
-    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let conditions = object["status"]["conditions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let found = conditions.iter().find(|condition| condition["type"] == type_);
-    found.and_then(|condition| condition["status"].as_str()).unwrap_or_default().to_owned()
+    found
+        .and_then(|condition| condition["status"].as_str())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// The first container's status.
