@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_stream::wrappers::BroadcastStream;
 
@@ -67,7 +67,7 @@ struct Entry {
     stats: ContainerStats,
     resources: Resources,
     output: broadcast::Sender<Vec<u8>>,
-    input: Vec<u8>,
+    input: Arc<Mutex<Vec<u8>>>,
 }
 
 impl FakeRuntime {
@@ -173,7 +173,7 @@ impl FakeRuntime {
             .lock()
             .containers
             .get(id)
-            .map(|entry| entry.input.clone())
+            .map(|entry| entry.input.lock().clone())
             .unwrap_or_default()
     }
 
@@ -456,7 +456,7 @@ impl Runtime for FakeRuntime {
                 stats,
                 resources,
                 output,
-                input: Vec::new(),
+                input: Arc::default(),
             },
         );
         Ok(id)
@@ -561,7 +561,7 @@ impl Runtime for FakeRuntime {
 
     async fn attach(&self, id: &str, request: AttachRequest) -> Result<Session> {
         self.enter("attach", id)?;
-        let mut output = {
+        let (mut output, input) = {
             let state = self.state.lock();
             let entry = state
                 .containers
@@ -572,8 +572,15 @@ impl Runtime for FakeRuntime {
                     "container {id} is not running"
                 )));
             }
-            entry.output.subscribe()
+            (entry.output.subscribe(), entry.input.clone())
         };
+        let (stdin_in, mut stdin_out) = tokio::io::duplex(STREAM_BUFFER_BYTES);
+        tokio::spawn(async move {
+            let mut buffer = [0; 1024];
+            while let Ok(count @ 1..) = stdin_out.read(&mut buffer).await {
+                input.lock().extend_from_slice(&buffer[..count]);
+            }
+        });
         let (exit_sender, exit) = oneshot::channel();
         let mut events = self.events();
         let (mut stdout_in, stdout_out) = tokio::io::duplex(STREAM_BUFFER_BYTES);
@@ -600,7 +607,7 @@ impl Runtime for FakeRuntime {
         });
         let (resize, _) = mpsc::channel(1);
         Ok(Session {
-            stdin: request.stdin.then(|| Box::new(tokio::io::sink()) as ByteWriter),
+            stdin: request.stdin.then(|| Box::new(stdin_in) as ByteWriter),
             stdout: request.stdout.then(|| Box::new(stdout_out) as ByteReader),
             stderr: request.stderr.then(|| Box::new(tokio::io::empty()) as ByteReader),
             resize,

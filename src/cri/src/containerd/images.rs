@@ -398,7 +398,8 @@ impl Images {
             }));
         }
         let resolved = self.content.resolve(target_of(&record)).await?;
-        self.adopt(lease, &resolved, &[name.clone()], &|_| {}).await?;
+        self.adopt(lease, &resolved, std::slice::from_ref(&name), &|_| {})
+            .await?;
         let chain_id = self
             .get(&name)
             .await?

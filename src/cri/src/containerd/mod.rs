@@ -138,6 +138,7 @@ impl Containerd {
         }
         inner.ensure_namespace().await?;
         inner.resync().await?;
+        shutdown.spawn_until_cancelled("fifo-keeper", helper::keep_keeper(inner.clone()));
         shutdown.spawn_until_cancelled("containerd-events", events::run(inner.clone()));
         Ok(Arc::new(Self { inner }))
     }

@@ -25,8 +25,6 @@ use std::time::SystemTime;
 
 /// Size of `/dev/shm`, as every container runtime gives it.
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
-/// Magic number of the filesystem namespaces live on.
-const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// Longest host name the kernel takes.
 const HOSTNAME_MAX_BYTES: usize = 64;
 
@@ -273,18 +271,24 @@ fn release(id: &str, paths: &Paths) -> Result<(), SandboxError> {
     let mut first = Ok(());
     for name in ["net", "uts", "ipc", "shm"] {
         let path = paths.folder.join(name);
-        // EINVAL: not a mount point; ENOENT: not there. Both mean released.
-        while let Err(errno) = umount2(&path, MntFlags::MNT_DETACH).map(|()| ()) {
-            if !matches!(errno, nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) && first.is_ok() {
-                let source = errno.into();
-                first = Err(SandboxError::Step {
-                    id: id.to_owned(),
-                    step: "unmount",
-                    path,
-                    source,
-                });
+        loop {
+            match umount2(&path, MntFlags::MNT_DETACH) {
+                // Again: mounts can be stacked.
+                Ok(()) => {}
+                // EINVAL: not a mount point; ENOENT: not there. Both mean released.
+                Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => break,
+                Err(errno) => {
+                    let source = errno.into();
+                    let error = SandboxError::Step {
+                        id: id.to_owned(),
+                        step: "unmount",
+                        path,
+                        source,
+                    };
+                    first = first.and(Err(error));
+                    break;
+                }
             }
-            break;
         }
     }
     first
@@ -304,7 +308,7 @@ fn to_sandbox(id: &str, paths: &Paths, record: Record) -> Sandbox {
 }
 
 fn is_namespace(path: &Path) -> bool {
-    nix::sys::statfs::statfs(path).is_ok_and(|found| found.filesystem_type().0 as i64 == NSFS_MAGIC)
+    nix::sys::statfs::statfs(path).is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
 }
 
 fn write_record(path: &Path, record: &Record) -> io::Result<()> {

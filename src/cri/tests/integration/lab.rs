@@ -43,7 +43,8 @@ where
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
-        let _cleaner = Cleaner;
+        let cgroup = format!("/skt-cri-{}", random_name());
+        let _cleaner = Cleaner(cgroup.clone());
         show_logs();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -52,11 +53,8 @@ where
             .unwrap();
         runtime.block_on(async move {
             run_command("ip", &["link", "set", "lo", "up"]);
-            let lab = Lab::new().await;
-            let cgroup = lab.cgroup.clone();
-            let lab = body(lab).await;
+            let lab = body(Lab::new(cgroup).await).await;
             lab.finish().await;
-            remove_cgroups(&cgroup);
         });
         runtime.shutdown_timeout(Duration::from_secs(5));
     });
@@ -65,8 +63,8 @@ where
     }
 }
 
-/// Kills what is still in this thread's mount namespace.
-struct Cleaner;
+/// Kills what is still in this thread's mount namespace, and removes its control groups.
+struct Cleaner(String);
 
 impl Drop for Cleaner {
     fn drop(&mut self) {
@@ -82,6 +80,13 @@ impl Drop for Cleaner {
                 }
             }
         }
+        // The kernel takes a moment to empty the groups of what was just killed.
+        for _ in 0..50 {
+            if remove_cgroups(&self.0) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -95,7 +100,7 @@ fn show_logs() {
 }
 
 impl Lab {
-    async fn new() -> Self {
+    async fn new(cgroup: String) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("skt-cri-")
             .tempdir_in("/var/tmp")
@@ -114,11 +119,6 @@ impl Lab {
             files_max: 3,
         };
         config.registries = Registries::default();
-        let cgroup = format!("/skt-cri-{}", std::process::id());
-        let cgroup = format!(
-            "{cgroup}-{}",
-            folder.path().file_name().unwrap().to_string_lossy()
-        );
         Self {
             folder,
             daemon_config,
@@ -279,20 +279,32 @@ pub fn run_command(program: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn remove_cgroups(name: &str) {
-    fn remove(folder: &Path) {
+fn random_name() -> String {
+    skiff_cri::containerd::random_id(12)
+}
+
+/// True when nothing of the name is left in any hierarchy.
+fn remove_cgroups(name: &str) -> bool {
+    fn remove(folder: &Path) -> bool {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 remove(&entry.path());
             }
         }
         let _ = std::fs::remove_dir(folder);
+        !folder.exists()
     }
     let relative = name.trim_start_matches('/');
-    remove(&Path::new("/sys/fs/cgroup").join(relative));
-    for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-        remove(&entry.path().join(relative));
-    }
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup")
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path());
+    let roots = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]);
+    roots
+        .map(|root| remove(&root.join(relative)))
+        .filter(|gone| !gone)
+        .count()
+        == 0
 }
 
 fn digest(bytes: &[u8]) -> String {

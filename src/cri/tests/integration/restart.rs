@@ -60,7 +60,7 @@ fn a_new_skiff_derives_the_state_and_misses_no_output() {
         );
         assert_eq!(lines(&lab.log("short")), ["stdout F last words"]);
         let sandboxes = runtime.sandboxes().await.unwrap();
-        assert_eq!(sandboxes, [sandbox.clone()]);
+        assert_eq!(sandboxes.as_slice(), std::slice::from_ref(&sandbox));
         let log = lab.log("counter");
         until("the end of the count", || lines(&log).len() >= 300).await;
         let want: Vec<String> = (1..=300).map(|number| format!("stdout F {number}")).collect();
