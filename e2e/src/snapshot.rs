@@ -1,0 +1,1 @@
+//! Comparing a machine before and after.
