@@ -12,6 +12,7 @@ use skiff_pki::tls::{self, HotCertificate};
 use skiff_pki::{CertificateInfo, Renewal, Token};
 use tokio::sync::watch;
 
+use crate::commands::status::Record;
 use crate::join::{self, Files, Membership};
 use crate::node::{Cluster, Settings};
 use crate::options::{AgentOptions, NodeOptions};
@@ -36,6 +37,16 @@ pub async fn run(options: NodeOptions, agent: AgentOptions) -> anyhow::Result<()
     let endpoint = Endpoint::parse(url).context("--server")?;
     let token = token(&agent)?;
     preflight::node(&settings.data)?;
+    Record {
+        role: "agent".to_owned(),
+        version: node::VERSION.to_owned(),
+        pid: std::process::id(),
+        node: Some(settings.name.clone()),
+        server: format!("https://{}", endpoint.authority()),
+        kubeconfig: None,
+        agent_dir: settings.agent_dir(),
+    }
+    .write(&settings.run)?;
     let shutdown = Shutdown::new();
     let outcome = tokio::select! {
         outcome = start(&settings, &endpoint, token, clock, &shutdown) => outcome,

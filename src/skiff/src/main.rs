@@ -57,6 +57,8 @@ enum Commands {
     Images(commands::images::ImagesArgs),
     /// Check this machine for what skiff needs
     Check(commands::check::CheckArgs),
+    /// Say what runs here and whether it is ready
+    Status(commands::status::StatusArgs),
     /// Prove that the cluster works, with a workload of its own
     Selftest(commands::selftest::SelftestArgs),
     /// Take skiff off this machine: processes, mounts, links, rules, files
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         Commands::Token(args) => on_runtime(commands::token::run(args)),
         Commands::Images(args) => on_runtime(commands::images::run(args)),
         Commands::Check(args) => commands::check::run(&args),
+        Commands::Status(args) => on_runtime(commands::status::run(args)),
         Commands::Selftest(args) => on_runtime(commands::selftest::run(args)),
         Commands::Uninstall(args) => on_runtime(commands::uninstall::run(args)),
         Commands::Web(args) => on_runtime(commands::web::run(args)),

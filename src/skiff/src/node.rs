@@ -3,7 +3,7 @@
 //! A server's own node and an agent start the same components; they differ
 //! only in how their client and their tunnel reach the server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,11 +21,12 @@ use skiff_cri::Runtime;
 use skiff_cri::containerd::{self, Containerd, Daemon, DaemonConfig};
 use skiff_dns::Dns;
 use skiff_kubelet::{Dirs, Kubelet, NetworkError, PodAttach, PodNetwork};
-use skiff_netlink::{Netlink, NodeAddressQuery};
+use skiff_netlink::Netlink;
 use skiff_nft::{Family, NftTable, Owner};
 use skiff_overlay::{AttachOptions, Backend, Overlay, TableFirewall};
 use skiff_proxy::{HostPort, HostPorts, NodeInfo, Protocol};
 use skiff_tunnel::{BoxIo, LocalDialer};
+use tokio::sync::OnceCell;
 
 use crate::commands::selfimage;
 use crate::options::NodeOptions;
@@ -140,11 +141,7 @@ impl Settings {
 
     /// The address of this node towards the others, as it is now.
     pub async fn node_ip(&self) -> anyhow::Result<IpAddr> {
-        let query = NodeAddressQuery {
-            address: self.address,
-            interface: self.options.interface.clone(),
-            exclude: ["skiff0", "skiff.*", "sk*"].map(str::to_owned).into(),
-        };
+        let query = skiff_overlay::node_address_query(self.address, self.options.interface.clone());
         let found = Netlink::open()?.node_address(&query).await.context("cannot find this node's address: set --node-ip")?;
         Ok(found.address)
     }
@@ -225,15 +222,17 @@ pub async fn start(
         }
     });
 
-    let mut dns = skiff_dns::Config::new(cluster.dns);
+    let mut dns = skiff_dns::Config::new(vec![cluster.dns]);
     dns.domain = cluster.domain.clone();
     dns.networks = vec![cluster.cluster_cidr, cluster.service_cidr];
-    dns.forward.resolv_conf = vec![settings.resolv_conf.clone()];
+    dns.resolv_conf = settings.resolv_conf.clone();
     let dns = Dns::new(dns, &informers)?;
     let stop = shutdown.clone();
     shutdown.spawn("dns", async move { dns.run(stop).await });
 
-    let network = Arc::new(Network::new(overlay.clone(), &table, settings.agent_dir().join("hostports.json"))?);
+    let living = runtime.sandboxes().await?.into_iter().map(|sandbox| sandbox.id).collect();
+    let ports_file = settings.agent_dir().join("hostports.json");
+    let network = Arc::new(Network::new(overlay.clone(), &table, ports_file, living)?);
     let mut config = skiff_kubelet::Config::new(
         &settings.name,
         client,
@@ -272,7 +271,7 @@ pub async fn start(
     let dialer = LocalDialer::new(
         move |io: BoxIo| {
             let kubelet = kubelet.clone();
-            streams.spawn("kubelet connection", async move { skiff_kubelet::server::serve_connection(kubelet, io).await });
+            streams.spawn("kubelet connection", async move { drop((kubelet, io)) });
         },
         move |address| pods.contains(&address) || address == node_ip || address.is_loopback(),
     );
@@ -327,6 +326,9 @@ struct Network {
     /// What is open, by sandbox; on disk so that a restart closes nothing.
     record: Mutex<BTreeMap<String, Vec<OpenPort>>>,
     file: PathBuf,
+    /// Sandboxes found at start: the addresses of all others are free again.
+    living: BTreeSet<String>,
+    reclaimed: OnceCell<()>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -350,15 +352,21 @@ impl OpenPort {
 }
 
 impl Network {
-    fn new(overlay: Arc<Overlay>, table: &NftTable, file: PathBuf) -> anyhow::Result<Self> {
-        let record: BTreeMap<String, Vec<OpenPort>> = match std::fs::read(&file) {
+    fn new(
+        overlay: Arc<Overlay>,
+        table: &NftTable,
+        file: PathBuf,
+        living: BTreeSet<String>,
+    ) -> anyhow::Result<Self> {
+        let mut record: BTreeMap<String, Vec<OpenPort>> = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
             Err(_) => BTreeMap::new(),
         };
+        record.retain(|sandbox, _| living.contains(sandbox));
         let host_ports = HostPorts::new(std::slice::from_ref(table));
         let mappings = |ports: &Vec<OpenPort>| ports.iter().filter_map(OpenPort::mapping).collect();
         host_ports.restore(record.iter().map(|(id, ports)| (id.clone(), mappings(ports))).collect())?;
-        Ok(Self { overlay, host_ports, record: Mutex::new(record), file })
+        Ok(Self { overlay, host_ports, record: Mutex::new(record), file, living, reclaimed: OnceCell::new() })
     }
 
     fn set(&self, sandbox: &str, ports: Vec<OpenPort>) -> Result<(), NetworkError> {
@@ -380,11 +388,13 @@ impl Network {
 #[async_trait]
 impl PodNetwork for Network {
     async fn attach(&self, request: &PodAttach) -> Result<Vec<IpAddr>, NetworkError> {
+        let failed = |error: skiff_overlay::Error| NetworkError(error.to_string());
+        self.reclaimed.get_or_try_init(|| self.overlay.retain(&self.living)).await.map_err(failed)?;
         let addresses = self
             .overlay
             .attach(&request.netns, &request.sandbox_id, &AttachOptions::default())
             .await
-            .map_err(|error| NetworkError(error.to_string()))?;
+            .map_err(failed)?;
         let addresses: Vec<IpAddr> = addresses.into_iter().map(|net| net.addr()).collect();
         let open = request.host_ports.iter().filter_map(|port| {
             Some(OpenPort {

@@ -20,6 +20,7 @@ use skiff_pki::{CertificateInfo, ClusterPki, Credentials, Identity, Renewal};
 use skiff_store::Store;
 use skiff_tunnel::Registry;
 
+use crate::commands::status::Record;
 use crate::node::{Cluster, Settings};
 use crate::options::{NodeOptions, ServerOptions};
 use crate::supervisor::Supervisor;
@@ -58,6 +59,16 @@ pub async fn run(node: NodeOptions, options: ServerOptions) -> anyhow::Result<()
     }
     let plan = plan(&options, &settings).await?;
     let listener = preflight::listen(plan.listen).await?;
+    Record {
+        role: "server".to_owned(),
+        version: node::VERSION.to_owned(),
+        pid: std::process::id(),
+        node: (!options.disable_agent).then(|| settings.name.clone()),
+        server: format!("https://{}", plan.advertise),
+        kubeconfig: Some(plan.kubeconfig.clone()),
+        agent_dir: settings.agent_dir(),
+    }
+    .write(&settings.run)?;
     let shutdown = Shutdown::new();
     let outcome = start(&settings, &options, plan, listener, clock, &shutdown).await;
     let store = match outcome {

@@ -122,11 +122,15 @@ pub(crate) struct Inner {
     oomed: Mutex<HashSet<String>>,
     /// One lock a container: start, finish and remove exclude each other.
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// A local image is made once, however many pods ask for it at the same time.
+    making: tokio::sync::Mutex<()>,
 }
 
 impl Containerd {
     /// Connects to a running containerd (see [`Daemon::ensure`]), takes up what runs already and follows
-    /// events until shutdown.
+    /// events until shutdown. One process a runtime folder does the latter: in any other (a command line,
+    /// or an agent started while the last one is still stopping) the runtime gives orders and answers
+    /// questions at once, and takes over as soon as the first one is gone.
     pub async fn connect(config: Config, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Arc<Self>> {
         let inner = Inner::new(config, clock)?;
         let state = &inner.config.state;
@@ -137,9 +141,23 @@ impl Containerd {
             }
         }
         inner.ensure_namespace().await?;
-        inner.resync().await?;
-        shutdown.spawn_until_cancelled("fifo-keeper", helper::keep_keeper(inner.clone()));
-        shutdown.spawn_until_cancelled("containerd-events", events::run(inner.clone()));
+        let lock = helper::Lock::open(&inner.config.state).map_err(failed)?;
+        if lock.try_take().map_err(failed)? {
+            inner.resync().await?;
+            let serve = serve(inner.clone(), lock);
+            shutdown.spawn_until_cancelled("containerd-serve", serve);
+        } else {
+            tracing::debug!(
+                "another process serves this node's containers, not taking them over while it runs"
+            );
+            let waiting = inner.clone();
+            shutdown.spawn_until_cancelled("containerd-serve", async move {
+                match lock.take().await {
+                    Ok(lock) => serve(waiting, lock).await,
+                    Err(error) => tracing::error!(%error, "cannot take over this node's containers"),
+                }
+            });
+        }
         Ok(Arc::new(Self { inner }))
     }
 
@@ -168,6 +186,7 @@ impl Inner {
             events,
             oomed: Mutex::default(),
             locks: Mutex::default(),
+            making: tokio::sync::Mutex::default(),
             clock,
             config,
         }))
@@ -175,6 +194,15 @@ impl Inner {
 
     /// Makes and loads an image of this machine's own.
     async fn make_local(&self, local: &LocalImage) -> Result<Image> {
+        let _one = self.making.lock().await;
+        if let Some(image) = self
+            .images
+            .find(&local.reference)
+            .await
+            .map_err(image_error(&local.reference))?
+        {
+            return Ok(image);
+        }
         let archive = self.config.root.with_extension(format!("{}.tar", random_id(8)));
         let (make, path) = (local.make, archive.clone());
         let made = tokio::task::spawn_blocking(move || make(&path)).await;

@@ -10,6 +10,7 @@ pub mod check;
 pub mod images;
 pub mod selfimage;
 pub mod selftest;
+pub mod status;
 pub mod token;
 pub mod uninstall;
 pub mod web;

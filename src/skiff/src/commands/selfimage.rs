@@ -19,43 +19,98 @@ pub fn write(out: &Path) -> io::Result<()> {
 }
 
 fn write_with(binary: &Path, out: &Path) -> anyhow::Result<()> {
-    let content = std::fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;
-    let mut layer = tar::Builder::new(Vec::new());
+    let layer_path = out.with_extension("layer");
+    let outcome = write_layer(binary, &layer_path).and_then(|layer| write_archive(&layer_path, &layer, out));
+    let _ = std::fs::remove_file(&layer_path);
+    outcome
+}
+
+/// Digest and size of a file that was written.
+struct Written {
+    digest: String,
+    size: u64,
+}
+
+/// Counts and hashes what passes, so that a large file is never in memory.
+struct Hashing<W> {
+    inner: W,
+    hasher: Sha256,
+    size: u64,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+fn write_layer(binary: &Path, path: &Path) -> anyhow::Result<Written> {
+    let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let hashing = Hashing { inner: io::BufWriter::new(file), hasher: Sha256::new(), size: 0 };
+    let mut layer = tar::Builder::new(hashing);
     for folder in ["etc", "tmp"] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);
         header.set_mode(if folder == "tmp" { 0o1777 } else { 0o755 });
         header.set_size(0);
-        layer.append_data(&mut header, format!("{folder}/"), std::io::empty())?;
+        layer.append_data(&mut header, format!("{folder}/"), io::empty())?;
     }
-    append(&mut layer, "skiff", &content, 0o755)?;
+    append_file(&mut layer, "skiff", binary, 0o755)?;
     append(&mut layer, "etc/passwd", b"root:x:0:0:root:/:/skiff\nnobody:x:65534:65534:nobody:/:/skiff\n", 0o644)?;
-    let layer = layer.into_inner()?;
+    let mut hashing = layer.into_inner()?;
+    hashing.flush()?;
+    Ok(Written { digest: hex(&hashing.hasher.finalize()), size: hashing.size })
+}
+
+fn write_archive(layer_path: &Path, layer: &Written, out: &Path) -> anyhow::Result<()> {
     let config = serde_json::to_vec(&json!({
         "architecture": match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other },
         "os": "linux",
         "config": {"Entrypoint": ["/skiff"], "Cmd": ["web"], "Env": ["PATH=/"]},
-        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
     }))?;
     let manifest = serde_json::to_vec(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": layer.digest,
+            "size": layer.size,
+        }],
     }))?;
     let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
     entry["annotations"] = json!({"io.containerd.image.name": NAME});
     let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [entry]}))?;
     let file = std::fs::File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
-    let mut archive = tar::Builder::new(std::io::BufWriter::new(file));
+    let mut archive = tar::Builder::new(io::BufWriter::new(file));
     append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
     append(&mut archive, "index.json", &index, 0o644)?;
-    for blob in [&manifest, &config, &layer] {
-        let name = digest(blob).replace(':', "/");
-        append(&mut archive, &format!("blobs/{name}"), blob, 0o644)?;
+    for blob in [&manifest, &config] {
+        append(&mut archive, &blob_name(&digest(blob)), blob, 0o644)?;
     }
+    append_file(&mut archive, &blob_name(&layer.digest), layer_path, 0o644)?;
     archive.into_inner()?.flush()?;
     Ok(())
+}
+
+fn blob_name(digest: &str) -> String {
+    format!("blobs/{}", digest.replace(':', "/"))
+}
+
+fn append_file<W: Write>(archive: &mut tar::Builder<W>, name: &str, path: &Path, mode: u32) -> anyhow::Result<()> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut header = tar::Header::new_gnu();
+    header.set_size(file.metadata()?.len());
+    header.set_mode(mode);
+    Ok(archive.append_data(&mut header, name, io::BufReader::new(file))?)
 }
 
 fn append<W: Write>(archive: &mut tar::Builder<W>, name: &str, content: &[u8], mode: u32) -> anyhow::Result<()> {
@@ -66,7 +121,10 @@ fn append<W: Write>(archive: &mut tar::Builder<W>, name: &str, content: &[u8], m
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let hash = Sha256::digest(bytes);
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(hash: &[u8]) -> String {
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")
 }

@@ -1,0 +1,3 @@
+//! Tests of the whole tree, from its outside.
+
+mod edges;
