@@ -75,11 +75,19 @@ impl Record {
     pub fn read(run: &Path) -> anyhow::Result<Self> {
         let path = run.join(RECORD);
         let bytes = std::fs::read(&path).with_context(|| {
-            format!("skiff does not run here (cannot read {}): start it, or correct --run-dir", path.display())
+            format!(
+                "skiff does not run here (cannot read {}): start it, or correct --run-dir",
+                path.display()
+            )
         })?;
-        let record: Self = serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
+        let record: Self =
+            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
         if !is_alive(record.pid) {
-            bail!("skiff {} ran here as process {}, but has ended: look into its log", record.role, record.pid);
+            bail!(
+                "skiff {} ran here as process {}, but has ended: look into its log",
+                record.role,
+                record.pid
+            );
         }
         Ok(record)
     }
@@ -98,7 +106,8 @@ impl Record {
 fn is_alive(pid: u32) -> bool {
     // A zombie has a folder, too; its state is the letter behind the name.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// Prints the state; fails unless all is ready.
@@ -131,26 +140,41 @@ fn report(record: &Record, node: Option<&Node>) -> anyhow::Result<()> {
         println!("node        none (--disable-agent)");
         return Ok(());
     };
-    let Some(node) = node else { bail!("there is no node {name} in the cluster") };
+    let Some(node) = node else {
+        bail!("there is no node {name} in the cluster")
+    };
     let conditions = conditions(node);
     for condition in conditions {
         let (reason, message) = (condition.reason.as_deref(), condition.message.as_deref());
         let detail = format!("{}: {}", reason.unwrap_or_default(), message.unwrap_or_default());
-        println!("node        {name} {}={} ({detail})", condition.type_, condition.status);
+        println!(
+            "node        {name} {}={} ({detail})",
+            condition.type_, condition.status
+        );
     }
     match conditions.iter().find(|condition| condition.type_ == "Ready") {
         Some(ready) if ready.status == "True" => Ok(()),
-        Some(ready) => bail!("node {name} is not Ready: {}", ready.message.as_deref().unwrap_or("no reason is given")),
+        Some(ready) => bail!(
+            "node {name} is not Ready: {}",
+            ready.message.as_deref().unwrap_or("no reason is given")
+        ),
         None => bail!("node {name} has not reported yet"),
     }
 }
 
 fn conditions(node: &Node) -> &[NodeCondition] {
-    node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default()
+    node.status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default()
 }
 
 fn is_ready(node: Option<&Node>) -> bool {
-    node.is_some_and(|node| conditions(node).iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+    node.is_some_and(|node| {
+        conditions(node)
+            .iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True")
+    })
 }
 
 async fn connect(record: &Record) -> anyhow::Result<Client> {
@@ -158,7 +182,9 @@ async fn connect(record: &Record) -> anyhow::Result<Client> {
         Some(kubeconfig) => super::client(Some(kubeconfig)).await?,
         None => record.client()?,
     };
-    client.request_text(http::Request::get("/readyz").body(Vec::new())?).await?;
+    client
+        .request_text(http::Request::get("/readyz").body(Vec::new())?)
+        .await?;
     Ok(client)
 }
 
@@ -197,7 +223,9 @@ async fn ended(pid: u32) {
     use std::os::fd::{FromRawFd, OwnedFd};
     // SAFETY: pidfd_open takes a pid and flags and returns a new descriptor or -1.
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let Some(raw) = i32::try_from(raw).ok().filter(|raw| *raw >= 0) else { return };
+    let Some(raw) = i32::try_from(raw).ok().filter(|raw| *raw >= 0) else {
+        return;
+    };
     // SAFETY: the descriptor was just made and belongs to nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(raw) };
     if let Ok(fd) = tokio::io::unix::AsyncFd::new(fd) {
@@ -238,11 +266,23 @@ mod tests {
     #[tokio::test]
     async fn waiting_ends_with_the_process() {
         let run = tempfile::tempdir().expect("folder");
-        let mut child = std::process::Command::new("/bin/sleep").arg("0.1").spawn().expect("child");
-        let args = StatusArgs { wait: Some(30), pid: Some(child.id()), run_dir: run.path().into() };
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("0.1")
+            .spawn()
+            .expect("child");
+        let args = StatusArgs {
+            wait: Some(30),
+            pid: Some(child.id()),
+            run_dir: run.path().into(),
+        };
         let (ended, outcome) = tokio::join!(tokio::task::spawn_blocking(move || child.wait()), wait(&args));
         assert!(ended.is_ok_and(|status| status.is_ok_and(|status| status.success())));
-        assert!(outcome.expect_err("nothing to wait for").to_string().ends_with("has ended"));
+        assert!(
+            outcome
+                .expect_err("nothing to wait for")
+                .to_string()
+                .ends_with("has ended")
+        );
     }
 
     #[test]
@@ -255,10 +295,17 @@ mod tests {
         };
         assert!(is_ready(Some(&node("True"))));
         assert!(!is_ready(Some(&node("False"))) && !is_ready(Some(&Node::default())) && !is_ready(None));
-        let report = |node: Option<Node>| report(&record(1), node.as_ref()).map_err(|error| error.to_string());
+        let report =
+            |node: Option<Node>| report(&record(1), node.as_ref()).map_err(|error| error.to_string());
         assert_eq!(report(Some(node("True"))), Ok(()));
-        assert_eq!(report(Some(node("False"))), Err("node a is not Ready: no network".to_owned()));
-        assert_eq!(report(Some(Node::default())), Err("node a has not reported yet".to_owned()));
+        assert_eq!(
+            report(Some(node("False"))),
+            Err("node a is not Ready: no network".to_owned())
+        );
+        assert_eq!(
+            report(Some(Node::default())),
+            Err("node a has not reported yet".to_owned())
+        );
         assert_eq!(report(None), Err("there is no node a in the cluster".to_owned()));
     }
 }

@@ -17,7 +17,11 @@ enum Allowed {
 
 fn root() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.ancestors().nth(2).expect("the crate is two folders deep").to_path_buf()
+    manifest
+        .ancestors()
+        .nth(2)
+        .expect("the crate is two folders deep")
+        .to_path_buf()
 }
 
 fn read(path: &Path) -> String {
@@ -29,14 +33,26 @@ fn rules(document: &str) -> BTreeMap<String, Allowed> {
     let mut rules = BTreeMap::new();
     for line in document.lines() {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let ["", name, edges, _, ""] = cells[..] else { continue };
-        let Some(name) = name.strip_prefix('`').and_then(|name| name.strip_suffix('`')) else { continue };
+        let ["", name, edges, _, ""] = cells[..] else {
+            continue;
+        };
+        let Some(name) = name.strip_prefix('`').and_then(|name| name.strip_suffix('`')) else {
+            continue;
+        };
         let allowed = match edges {
             "everything" => Allowed::Everything,
             "nothing" => Allowed::Only(BTreeSet::new()),
-            _ => Allowed::Only(edges.split(',').map(|edge| edge.trim().trim_matches('`').to_owned()).collect()),
+            _ => Allowed::Only(
+                edges
+                    .split(',')
+                    .map(|edge| edge.trim().trim_matches('`').to_owned())
+                    .collect(),
+            ),
         };
-        assert!(rules.insert(name.to_owned(), allowed).is_none(), "ARCHITECTURE.md has two rows for {name}");
+        assert!(
+            rules.insert(name.to_owned(), allowed).is_none(),
+            "ARCHITECTURE.md has two rows for {name}"
+        );
     }
     rules
 }
@@ -62,10 +78,22 @@ fn edges(manifest: &str) -> BTreeSet<String> {
             continue;
         }
         // skiff-base.workspace = true; other = { package = "skiff-base" }; package = "skiff-base"
-        let key = line.split(['.', '=']).next().unwrap_or_default().trim().trim_matches('"');
+        let key = line
+            .split(['.', '='])
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .trim_matches('"');
         found.extend(key.strip_prefix("skiff-").map(str::to_owned));
-        let renamed = line.split("package").nth(1).and_then(|rest| rest.split('"').nth(1));
-        found.extend(renamed.and_then(|name| name.strip_prefix("skiff-")).map(str::to_owned));
+        let renamed = line
+            .split("package")
+            .nth(1)
+            .and_then(|rest| rest.split('"').nth(1));
+        found.extend(
+            renamed
+                .and_then(|name| name.strip_prefix("skiff-"))
+                .map(str::to_owned),
+        );
     }
     found
 }
@@ -78,11 +106,20 @@ fn breaches(rules: &BTreeMap<String, Allowed>, crates: &BTreeMap<String, BTreeSe
             None => found.push(format!("{name} has no row")),
             Some(Allowed::Everything) => {}
             Some(Allowed::Only(allowed)) => {
-                found.extend(edges.difference(allowed).map(|edge| format!("{name} must not depend on {edge}")));
+                found.extend(
+                    edges
+                        .difference(allowed)
+                        .map(|edge| format!("{name} must not depend on {edge}")),
+                );
             }
         }
     }
-    found.extend(rules.keys().filter(|name| !crates.contains_key(*name)).map(|name| format!("there is no crate {name}")));
+    found.extend(
+        rules
+            .keys()
+            .filter(|name| !crates.contains_key(*name))
+            .map(|name| format!("there is no crate {name}")),
+    );
     for (name, allowed) in rules {
         if let Allowed::Only(allowed) = allowed {
             let unknown = allowed.iter().filter(|edge| !rules.contains_key(*edge));
@@ -96,14 +133,28 @@ fn breaches(rules: &BTreeMap<String, Allowed>, crates: &BTreeMap<String, BTreeSe
 fn crates_keep_to_the_edges_of_the_architecture() {
     let rules = rules(&read(&root().join("ARCHITECTURE.md")));
     let mut crates = BTreeMap::new();
-    for entry in fs::read_dir(root().join("src")).expect("src").map(|entry| entry.expect("entry").path()) {
+    for entry in fs::read_dir(root().join("src"))
+        .expect("src")
+        .map(|entry| entry.expect("entry").path())
+    {
         let folder = entry.file_name().expect("name").to_string_lossy().into_owned();
         let manifest = read(&entry.join("Cargo.toml"));
-        let package = if folder == "skiff" { folder.clone() } else { format!("skiff-{folder}") };
-        assert!(manifest.contains(&format!("name = \"{package}\"")), "src/{folder} is not the package {package}");
+        let package = if folder == "skiff" {
+            folder.clone()
+        } else {
+            format!("skiff-{folder}")
+        };
+        assert!(
+            manifest.contains(&format!("name = \"{package}\"")),
+            "src/{folder} is not the package {package}"
+        );
         crates.insert(folder, edges(&manifest));
     }
-    assert_eq!(breaches(&rules, &crates), Vec::<String>::new(), "see the table of crates in ARCHITECTURE.md");
+    assert_eq!(
+        breaches(&rules, &crates),
+        Vec::<String>::new(),
+        "see the table of crates in ARCHITECTURE.md"
+    );
 }
 
 #[test]
