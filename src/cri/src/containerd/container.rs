@@ -53,6 +53,9 @@ const UNKNOWN_CODE: i32 = 255;
 /// SIGKILL ends a process at once unless it hangs in the kernel (a dead network disk).
 const KILL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A sandbox without a record is being made, or was when skiff died: by then it is certainly the latter.
+const ORPHAN_AGE: Duration = Duration::from_secs(60);
+
 /// The configuration part of a record.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -919,6 +922,15 @@ impl Inner {
     /// Brings everything in step after skiff or containerd was away: pumps for what runs, ends for what
     /// ended, nothing left of half-made sandboxes.
     pub(super) async fn resync(&self) -> Result<()> {
+        for id in self.sandboxes.orphans().unwrap_or_default() {
+            // One being made right now has an age of milliseconds.
+            let paths = self.sandboxes.paths(&id);
+            if paths.is_older_than(ORPHAN_AGE, self.clock.now())
+                && let Err(error) = self.blocking(&id, super::sandbox::Sandboxes::remove).await
+            {
+                tracing::warn!(sandbox = id, %error, "half-made sandbox not removed");
+            }
+        }
         let (records, tasks) = (self.records().await?, self.tasks().await?);
         for record in &records {
             let task = tasks.get(&record.id);

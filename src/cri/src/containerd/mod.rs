@@ -135,11 +135,6 @@ impl Containerd {
         let inner = Inner::new(config, clock)?;
         let state = &inner.config.state;
         let failed = |error: std::io::Error| RuntimeError::Internal(format!("{}: {error}", state.display()));
-        for id in inner.sandboxes.orphans().map_err(failed)? {
-            if let Err(error) = inner.sandboxes.remove(&id) {
-                tracing::warn!(sandbox = id, %error, "half-made sandbox not removed");
-            }
-        }
         inner.ensure_namespace().await?;
         let lock = helper::Lock::open(&inner.config.state).map_err(failed)?;
         if lock.try_take().map_err(failed)? {
@@ -168,6 +163,12 @@ impl Containerd {
         inner.ensure_namespace().await?;
         Ok(Arc::new(Self { inner }))
     }
+}
+
+/// What only one process a node may do: pump output, record ends, keep the keeper.
+async fn serve(inner: Arc<Inner>, lock: helper::Lock) {
+    tokio::join!(helper::keep_keeper(inner.clone()), events::run(inner));
+    drop(lock);
 }
 
 impl Inner {

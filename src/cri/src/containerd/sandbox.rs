@@ -95,6 +95,11 @@ impl Paths {
     pub fn init_rootfs(&self) -> PathBuf {
         self.folder.join("init")
     }
+    /// Whether the folder was made longer ago.
+    pub fn is_older_than(&self, age: std::time::Duration, now: SystemTime) -> bool {
+        let made = fs::metadata(&self.folder).and_then(|metadata| metadata.modified());
+        made.is_ok_and(|made| now.duration_since(made).is_ok_and(|found| found > age))
+    }
     fn record(&self) -> PathBuf {
         self.folder.join("record.json")
     }

@@ -80,6 +80,23 @@ impl Drop for Cleaner {
                 }
             }
         }
+        // Containers have mount namespaces of their own.
+        for hierarchy in ["pids", "unified", "."] {
+            let group = Path::new("/sys/fs/cgroup")
+                .join(hierarchy)
+                .join(self.0.trim_start_matches('/'));
+            for container in std::fs::read_dir(group).into_iter().flatten().flatten() {
+                let pids = std::fs::read_to_string(container.path().join("cgroup.procs")).unwrap_or_default();
+                for pid in pids
+                    .lines()
+                    .filter_map(|line| line.parse().ok())
+                    .filter(|pid| *pid > 1)
+                {
+                    let _ =
+                        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+                }
+            }
+        }
         // The kernel takes a moment to empty the groups of what was just killed.
         for _ in 0..50 {
             if remove_cgroups(&self.0) {

@@ -1,6 +1,7 @@
 //! skiff goes and comes, containerd goes and comes, containers stay.
 
 use crate::lab::*;
+use futures::StreamExt;
 use skiff_cri::*;
 use std::time::Duration;
 
@@ -103,6 +104,42 @@ fn containers_survive_containerd() {
         assert_eq!(lines(&log), ["stdout F up", "stdout F gone"]);
         runtime.remove_sandbox(&sandbox.id).await.unwrap();
         drop(runtime);
+        lab
+    });
+}
+
+#[test]
+fn a_second_process_gives_orders_but_takes_nothing_until_the_first_is_gone() {
+    run(|mut lab| async move {
+        let runtime = lab.ready().await;
+        let sandbox = lab.sandbox(&runtime).await;
+        let counting = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; sleep 0.01; done; exec sleep 1000";
+        let counter = start(&runtime, &sandbox, lab.script("counter", counting)).await;
+        let shutdown = skiff_base::lifecycle::Shutdown::new();
+        let clock = skiff_base::clock::system();
+        let second = containerd::Containerd::connect(lab.config.clone(), clock, &shutdown)
+            .await
+            .unwrap();
+        assert_eq!(second.images().await.unwrap().len(), 1);
+        assert_eq!(
+            second.container(&counter).await.unwrap().state,
+            ContainerState::Running
+        );
+        let other = start(&second, &sandbox, lab.script("other", "echo mine; exit 2")).await;
+        let mut events = second.events();
+        let log = lab.log("counter");
+        until("half of the count", || lines(&log).len() >= 100).await;
+        lab.disconnect(runtime).await;
+        let taken_over = async { while events.next().await.unwrap() != RuntimeEvent::Resync {} };
+        tokio::time::timeout(PATIENCE, taken_over).await.unwrap();
+        until("the end of the count", || lines(&log).len() >= 200).await;
+        let want: Vec<String> = (1..=200).map(|number| format!("stdout F {number}")).collect();
+        assert_eq!(lines(&log), want);
+        assert_eq!(exit_code(&ended(&second, &other).await), 2);
+        assert_eq!(lines(&lab.log("other")), ["stdout F mine"]);
+        second.remove_sandbox(&sandbox.id).await.unwrap();
+        assert!(shutdown.drain(PATIENCE).await);
+        drop(second);
         lab
     });
 }
