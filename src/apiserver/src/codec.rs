@@ -42,7 +42,10 @@ pub fn encode(object: &Value) -> skiff_store::Value {
         }
     }
     out.push(b'}');
-    skiff_store::Value { bytes: out.into(), revision_at: gap }
+    skiff_store::Value {
+        bytes: out.into(),
+        revision_at: gap,
+    }
 }
 
 fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
@@ -52,7 +55,8 @@ fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
 
 /// The object in stored bytes.
 pub fn decode(bytes: &[u8]) -> Result<Value, Status> {
-    serde_json::from_slice(bytes).map_err(|error| Status::internal(format!("stored object is not readable: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Status::internal(format!("stored object is not readable: {error}")))
 }
 
 /// JSON bytes of an object.
@@ -62,7 +66,9 @@ pub fn to_bytes(object: &Value) -> Bytes {
 
 /// The bytes with another resourceVersion.
 pub fn with_revision(bytes: &Bytes, revision: u64) -> Bytes {
-    let Some(range) = scan::locate(bytes, &["metadata", "resourceVersion"]) else { return bytes.clone() };
+    let Some(range) = scan::locate(bytes, &["metadata", "resourceVersion"]) else {
+        return bytes.clone();
+    };
     let mut out = BytesMut::with_capacity(bytes.len() + 8);
     out.put_slice(&bytes[..range.start]);
     out.put_slice(format!("\"{revision}\"").as_bytes());

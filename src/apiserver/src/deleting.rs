@@ -11,18 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
-use skiff_api::fields;
 use skiff_api::meta::{self, Head};
 use skiff_api::schema::Schema;
 use skiff_api::status::{FieldError, MODIFIED, Status};
 use skiff_store::Entry;
 
 use crate::admission::{self, Operation};
-use crate::negotiate::{Format, body_format};
 use crate::selecting::Selection;
 use crate::server::{ApiServer, Call};
 use crate::services::Claims;
-use crate::writing::{Failure, deletion_is_complete};
+use crate::writing::{Failure, decode_body, deletion_is_complete};
 use crate::{Body, codec, respond};
 
 const ORPHAN: &str = "orphan";
@@ -72,26 +70,33 @@ impl DeleteOptions {
             let view = Schema::builtin()
                 .kind("", "v1", "DeleteOptions")
                 .unwrap_or_else(|| Schema::untyped().root());
-            let decoded = match body_format(&call.headers)? {
-                Format::Json => fields::decode_json(view, body),
-                Format::Yaml => fields::decode_yaml(view, body),
-            };
-            raw = decoded.map_err(|e| Status::bad_request(format!("decoding DeleteOptions: {e}")))?.value;
+            raw = decode_body(call, view, body)?
+                .map_err(|e| Status::bad_request(format!("decoding DeleteOptions: {e}")))?
+                .value;
         }
         Self::from_parts(call, &raw)
     }
 
     /// From a `DeleteOptions` object and the query.
     pub(crate) fn from_parts(call: &Call, raw: &Value) -> Result<Self, Status> {
-        let invalid =
-            |error: FieldError| Status::invalid("DeleteOptions.meta.k8s.io", "", std::slice::from_ref(&error));
-        let policy = raw["propagationPolicy"].as_str().or_else(|| call.query.get("propagationPolicy"));
-        let orphan = raw["orphanDependents"]
-            .as_bool()
-            .or_else(|| call.query.get("orphanDependents").map(|v| v == "true" || v == "1"));
+        let invalid = |error: FieldError| {
+            Status::invalid("DeleteOptions.meta.k8s.io", "", std::slice::from_ref(&error))
+        };
+        let policy = raw["propagationPolicy"]
+            .as_str()
+            .or_else(|| call.query.get("propagationPolicy"));
+        let orphan = raw["orphanDependents"].as_bool().or_else(|| {
+            call.query
+                .get("orphanDependents")
+                .map(|v| v == "true" || v == "1")
+        });
         if policy.is_some() && orphan.is_some() {
             let text = "orphanDependents and deletionPropagation cannot be both set";
-            return Err(invalid(FieldError::invalid("propagationPolicy", policy.unwrap_or_default(), text)));
+            return Err(invalid(FieldError::invalid(
+                "propagationPolicy",
+                policy.unwrap_or_default(),
+                text,
+            )));
         }
         let propagation = match (policy, orphan) {
             (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
@@ -99,7 +104,11 @@ impl DeleteOptions {
             (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
             (Some(other), _) => {
                 let supported = &["Background", "Foreground", "Orphan"];
-                return Err(invalid(FieldError::not_supported("propagationPolicy", other, supported)));
+                return Err(invalid(FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    supported,
+                )));
             }
             (None, None) => None,
         };
@@ -122,12 +131,19 @@ impl DeleteOptions {
         let name = meta::name(object);
         for (field, label, want, have) in [
             ("UID", "UID", &self.uid, meta::uid(object)),
-            ("ResourceVersion", "ResourceVersion", &self.resource_version, meta::resource_version(object)),
+            (
+                "ResourceVersion",
+                "ResourceVersion",
+                &self.resource_version,
+                meta::resource_version(object),
+            ),
         ] {
             if let Some(want) = want
                 && want != have
             {
-                let why = format!("Precondition failed: {field} in precondition: {want}, {label} in object meta: {have}");
+                let why = format!(
+                    "Precondition failed: {field} in precondition: {want}, {label} in object meta: {have}"
+                );
                 return Err(Status::conflict(resource, name, &why));
             }
         }
@@ -137,7 +153,9 @@ impl DeleteOptions {
     /// The finalizers an object has once its deletion has begun.
     fn finalizers(&self, object: &Value) -> Vec<String> {
         let mut finalizers: Vec<String> = meta::finalizers(object).into_iter().map(str::to_owned).collect();
-        let Some(propagation) = self.propagation else { return finalizers };
+        let Some(propagation) = self.propagation else {
+            return finalizers;
+        };
         finalizers.retain(|f| f != ORPHAN && f != FOREGROUND);
         match propagation {
             Propagation::Orphan => finalizers.push(ORPHAN.to_owned()),
@@ -195,7 +213,8 @@ fn plan(object: &Value, graceful: bool, options: &DeleteOptions, now: std::time:
         let end = match meta::parse_timestamp(meta::deletion_timestamp(object)).filter(|_| deleting) {
             // A shorter time counts from when deletion began.
             Some(old_end) => {
-                let began = old_end - Duration::from_secs(meta::deletion_grace(object).unwrap_or(0).unsigned_abs());
+                let began =
+                    old_end - Duration::from_secs(meta::deletion_grace(object).unwrap_or(0).unsigned_abs());
                 began + Duration::from_secs(grace.unsigned_abs())
             }
             None => end,
@@ -209,7 +228,11 @@ fn plan(object: &Value, graceful: bool, options: &DeleteOptions, now: std::time:
     if namespace_content {
         meta::set(&mut marked, "status.phase", "Terminating");
     }
-    if marked == *object { Step::Wait } else { Step::Mark(Box::new(marked)) }
+    if marked == *object {
+        Step::Wait
+    } else {
+        Step::Mark(Box::new(marked))
+    }
 }
 
 /// What became of an object.
@@ -238,10 +261,18 @@ impl ApiServer {
         if deleted.gone && !ANSWER_WITH_OBJECT.contains(&&*call.kind.plural) {
             let object = codec::decode(&deleted.bytes)?;
             let status = Status::success(&call.resource(), meta::name(&object), meta::uid(&object));
-            return Ok(respond::encoded(StatusCode::OK, call.accept, status.to_bytes().into()));
+            return Ok(respond::encoded(
+                StatusCode::OK,
+                call.accept,
+                status.to_bytes().into(),
+            ));
         }
         let waits = !deleted.gone && options.propagation == Some(Propagation::Foreground);
-        let code = if waits { StatusCode::ACCEPTED } else { StatusCode::OK };
+        let code = if waits {
+            StatusCode::ACCEPTED
+        } else {
+            StatusCode::OK
+        };
         respond::object(self, call, code, codec::present(&call.kind, &deleted.bytes)?)
     }
 
@@ -257,11 +288,16 @@ impl ApiServer {
         let key = kind.key(&call.info.namespace, name);
         let strict = options.resource_version.is_some();
         for _ in 0..MAX_ATTEMPTS {
-            let entry = self.store.get(&key).ok_or_else(|| Status::not_found(&resource, name))?;
+            let entry = self
+                .store
+                .get(&key)
+                .ok_or_else(|| Status::not_found(&resource, name))?;
             match self.delete_entry(call, &entry, options).await {
                 Ok(deleted) => return Ok(deleted),
                 Err(Failure::Status(status)) => return Err(status),
-                Err(Failure::Raced { .. }) if strict => return Err(Status::conflict(&resource, name, MODIFIED)),
+                Err(Failure::Raced { .. }) if strict => {
+                    return Err(Status::conflict(&resource, name, MODIFIED));
+                }
                 Err(Failure::Raced { .. }) => {}
             }
         }
@@ -275,13 +311,24 @@ impl ApiServer {
         options: &DeleteOptions,
     ) -> Result<Deleted, Failure> {
         let object = codec::decode(&entry.value).map_err(Failure::Status)?;
-        options.check(&call.resource(), &object).map_err(Failure::Status)?;
+        options
+            .check(&call.resource(), &object)
+            .map_err(Failure::Status)?;
         admission::validate(self, call, Operation::Delete, None, Some(&object)).map_err(Failure::Status)?;
         let stored_kind = Arc::clone(self.stored_kind(&call.kind));
         match plan(&object, call.kind.traits.graceful, options, self.clock.now()) {
-            Step::Wait => Ok(Deleted { bytes: entry.value.clone(), gone: false }),
-            Step::Remove if options.dry_run => Ok(Deleted { bytes: entry.value.clone(), gone: true }),
-            Step::Mark(marked) if options.dry_run => Ok(Deleted { bytes: codec::to_bytes(&marked), gone: false }),
+            Step::Wait => Ok(Deleted {
+                bytes: entry.value.clone(),
+                gone: false,
+            }),
+            Step::Remove if options.dry_run => Ok(Deleted {
+                bytes: entry.value.clone(),
+                gone: true,
+            }),
+            Step::Mark(marked) if options.dry_run => Ok(Deleted {
+                bytes: codec::to_bytes(&marked),
+                gone: false,
+            }),
             Step::Remove => {
                 let bytes = self.commit_delete(entry, &stored_kind, &object, &object).await?;
                 Ok(Deleted { bytes, gone: true })
@@ -291,18 +338,16 @@ impl ApiServer {
                 Ok(Deleted { bytes, gone: true })
             }
             Step::Mark(marked) => {
-                let bytes = self.commit_put(&entry.key, &marked, Some(entry), Claims::default()).await?;
+                let bytes = self
+                    .commit_put(&entry.key, &marked, Some(entry), Claims::default())
+                    .await?;
                 Ok(Deleted { bytes, gone: false })
             }
         }
     }
 
     /// Answers a DELETE of a collection with the list of what it deleted.
-    pub(crate) async fn delete_collection(
-        &self,
-        call: &Call,
-        body: Bytes,
-    ) -> Result<Response<Body>, Status> {
+    pub(crate) async fn delete_collection(&self, call: &Call, body: Bytes) -> Result<Response<Body>, Status> {
         let options = DeleteOptions::parse(call, &body)?;
         let kind = &call.kind;
         let selection = Selection::parse(kind, &call.query)?;
@@ -331,7 +376,11 @@ impl ApiServer {
             "kind": kind.list_kind, "apiVersion": kind.api_version(),
             "metadata": { "resourceVersion": self.store.revision().to_string() }, "items": items,
         });
-        Ok(respond::encoded(StatusCode::OK, call.accept, codec::to_bytes(&list)))
+        Ok(respond::encoded(
+            StatusCode::OK,
+            call.accept,
+            codec::to_bytes(&list),
+        ))
     }
 }
 
@@ -358,13 +407,25 @@ mod tests {
 
     #[test]
     fn pods_get_their_time_unless_nothing_runs() {
-        let with = |grace| DeleteOptions { grace, ..DeleteOptions::default() };
+        let with = |grace| DeleteOptions {
+            grace,
+            ..DeleteOptions::default()
+        };
         let now = UNIX_EPOCH + Duration::from_secs(1000);
         assert_eq!(grace_of(&plan(&pod(json!({})), true, &with(None), now)), Some(20));
-        assert_eq!(grace_of(&plan(&pod(json!({})), true, &with(Some(5)), now)), Some(5));
+        assert_eq!(
+            grace_of(&plan(&pod(json!({})), true, &with(Some(5)), now)),
+            Some(5)
+        );
         assert_eq!(plan(&pod(json!({})), true, &with(Some(0)), now), Step::Remove);
-        assert_eq!(plan(&pod(json!({"spec.nodeName": ""})), true, &with(None), now), Step::Remove);
-        assert_eq!(plan(&pod(json!({"status.phase": "Failed"})), true, &with(None), now), Step::Remove);
+        assert_eq!(
+            plan(&pod(json!({"spec.nodeName": ""})), true, &with(None), now),
+            Step::Remove
+        );
+        assert_eq!(
+            plan(&pod(json!({"status.phase": "Failed"})), true, &with(None), now),
+            Step::Remove
+        );
     }
 
     #[test]
@@ -372,10 +433,15 @@ mod tests {
         let now = UNIX_EPOCH + Duration::from_secs(1000);
         let dying = pod(json!({"metadata.deletionTimestamp": "1970-01-01T00:16:50Z",
             "metadata.deletionGracePeriodSeconds": 20}));
-        let with = |grace| DeleteOptions { grace, ..DeleteOptions::default() };
+        let with = |grace| DeleteOptions {
+            grace,
+            ..DeleteOptions::default()
+        };
         assert_eq!(plan(&dying, true, &with(None), now), Step::Wait);
         assert_eq!(plan(&dying, true, &with(Some(60)), now), Step::Wait);
-        let Step::Mark(hastened) = plan(&dying, true, &with(Some(5)), now) else { panic!("not hastened") };
+        let Step::Mark(hastened) = plan(&dying, true, &with(Some(5)), now) else {
+            panic!("not hastened")
+        };
         assert_eq!(meta::deletion_timestamp(&hastened), "1970-01-01T00:16:35Z");
         assert_eq!(plan(&dying, true, &with(Some(0)), now), Step::Remove);
     }
@@ -383,17 +449,27 @@ mod tests {
     #[test]
     fn propagation_is_a_finalizer() {
         let now = UNIX_EPOCH;
-        let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "c", "generation": 1}});
-        let with = |propagation| DeleteOptions { propagation, ..DeleteOptions::default() };
+        let object =
+            json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "c", "generation": 1}});
+        let with = |propagation| DeleteOptions {
+            propagation,
+            ..DeleteOptions::default()
+        };
         assert_eq!(plan(&object, false, &with(None), now), Step::Remove);
-        assert_eq!(plan(&object, false, &with(Some(Propagation::Background)), now), Step::Remove);
+        assert_eq!(
+            plan(&object, false, &with(Some(Propagation::Background)), now),
+            Step::Remove
+        );
         let Step::Mark(marked) = plan(&object, false, &with(Some(Propagation::Foreground)), now) else {
             panic!("removed");
         };
         assert_eq!(meta::finalizers(&marked), [FOREGROUND]);
         assert_eq!(meta::generation(&marked), 2);
         assert_eq!(plan(&marked, false, &with(None), now), Step::Wait);
-        assert_eq!(plan(&marked, false, &with(Some(Propagation::Background)), now), Step::Remove);
+        assert_eq!(
+            plan(&marked, false, &with(Some(Propagation::Background)), now),
+            Step::Remove
+        );
     }
 
     #[test]

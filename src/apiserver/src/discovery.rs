@@ -11,8 +11,8 @@ use http::header::{ACCEPT, CACHE_CONTROL, ETAG, IF_NONE_MATCH, LOCATION};
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
-use skiff_api::{discovery as documents, openapi};
 use skiff_api::status::Status;
+use skiff_api::{discovery as documents, openapi};
 
 use crate::negotiate::{Accept, View};
 use crate::request::Query;
@@ -41,18 +41,26 @@ pub fn answer(
         [".well-known", "openid-configuration"] => Some(openid(server)),
         ["openid", "v1", "jwks"] => {
             let keys = codec::to_bytes(&server.keys.jwks());
-            return Ok(Some(respond::raw(StatusCode::OK, "application/jwk-set+json", keys)));
+            return Ok(Some(respond::raw(
+                StatusCode::OK,
+                "application/jwk-set+json",
+                keys,
+            )));
         }
         ["openapi", ..] => return Ok(openapi(&segments, parts)),
         _ => None,
     };
     let Some(document) = document else { return Ok(None) };
     if aggregated && !matches!(segments.as_slice(), ["api"] | ["apis"]) {
-        return Err(Status::not_acceptable("aggregated discovery is served at /api and /apis only"));
+        return Err(Status::not_acceptable(
+            "aggregated discovery is served at /api and /apis only",
+        ));
     }
     let bytes = codec::to_bytes(&document);
     let mut response = respond::encoded(StatusCode::OK, accept, bytes);
-    response.headers_mut().insert(http::header::VARY, HeaderValue::from_static("Accept"));
+    response
+        .headers_mut()
+        .insert(http::header::VARY, HeaderValue::from_static("Accept"));
     Ok(Some(response))
 }
 
@@ -99,16 +107,38 @@ fn openapi(segments: &[&str], parts: &Parts) -> Option<Response<Body>> {
         ["openapi", "v2"] => {
             let hash = openapi::v2_hash(&source);
             let wants = |media: &str| {
-                parts.headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).any(|v| v.contains(media))
+                parts
+                    .headers
+                    .get_all(ACCEPT)
+                    .iter()
+                    .filter_map(|v| v.to_str().ok())
+                    .any(|v| v.contains(media))
             };
             // Old kubectl versions ask for protobuf first and take nothing else.
             let protobuf = wants(openapi::V2_PROTOBUF);
-            Some(tagged(parts, &hash, false, if protobuf { openapi::V2_PROTOBUF } else { "application/json" }, || {
-                let document = openapi::v2(&source);
-                if protobuf { openapi::v2_protobuf(&document).into() } else { codec::to_bytes(&document) }
-            }))
+            Some(tagged(
+                parts,
+                &hash,
+                false,
+                if protobuf {
+                    openapi::V2_PROTOBUF
+                } else {
+                    "application/json"
+                },
+                || {
+                    let document = openapi::v2(&source);
+                    if protobuf {
+                        openapi::v2_protobuf(&document).into()
+                    } else {
+                        codec::to_bytes(&document)
+                    }
+                },
+            ))
         }
-        ["openapi", "v3"] => Some(respond::json_response(StatusCode::OK, &openapi::v3_index(&source))),
+        ["openapi", "v3"] => Some(respond::json_response(
+            StatusCode::OK,
+            &openapi::v3_index(&source),
+        )),
         ["openapi", "v3", rest @ ..] => {
             let name = rest.join("/");
             let hash = openapi::v3_hash(&source, &name);
@@ -116,11 +146,15 @@ fn openapi(segments: &[&str], parts: &Parts) -> Option<Response<Body>> {
             if asked.as_ref().is_some_and(|asked| *asked != hash) {
                 let mut response = respond::raw(StatusCode::MOVED_PERMANENTLY, "text/plain", "");
                 let location = format!("/openapi/v3/{name}?hash={hash}");
-                response.headers_mut().insert(LOCATION, HeaderValue::try_from(location).ok()?);
+                response
+                    .headers_mut()
+                    .insert(LOCATION, HeaderValue::try_from(location).ok()?);
                 return Some(response);
             }
             let document = openapi::v3_document(&source, &name)?;
-            Some(tagged(parts, &hash, asked.is_some(), "application/json", || codec::to_bytes(&document)))
+            Some(tagged(parts, &hash, asked.is_some(), "application/json", || {
+                codec::to_bytes(&document)
+            }))
         }
         _ => None,
     }
@@ -134,7 +168,11 @@ fn tagged(
     make: impl FnOnce() -> Bytes,
 ) -> Response<Body> {
     let tag = format!("\"{hash}\"");
-    let known = parts.headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v == tag);
+    let known = parts
+        .headers
+        .get(IF_NONE_MATCH)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v == tag);
     let mut response = if known {
         respond::raw(StatusCode::NOT_MODIFIED, content_type, "")
     } else {

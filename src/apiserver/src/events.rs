@@ -31,7 +31,9 @@ pub fn start(server: &Arc<ApiServer>) {
                 Some(pause) => tokio::time::sleep(pause.max(MIN_PAUSE)).await,
                 None => {
                     let from = server.store.revision();
-                    let Ok(mut watch) = server.store.watch(PREFIX, Some(from)) else { continue };
+                    let Ok(mut watch) = server.store.watch(PREFIX, Some(from)) else {
+                        continue;
+                    };
                     if server.store.snapshot().range(PREFIX, None).next().is_some() {
                         continue;
                     }
@@ -64,9 +66,17 @@ async fn sweep(server: &ApiServer) -> Option<Duration> {
         let txn = Txn {
             preconditions: batch
                 .iter()
-                .map(|e| Precondition::Revision { key: e.key.to_string(), mod_revision: e.mod_revision })
+                .map(|e| Precondition::Revision {
+                    key: e.key.to_string(),
+                    mod_revision: e.mod_revision,
+                })
                 .collect(),
-            ops: batch.iter().map(|e| Op::Delete { key: e.key.to_string() }).collect(),
+            ops: batch
+                .iter()
+                .map(|e| Op::Delete {
+                    key: e.key.to_string(),
+                })
+                .collect(),
             durability: Durability::Relaxed,
         };
         if let Err(error) = server.store.commit(txn).await {
@@ -100,7 +110,10 @@ mod tests {
     #[test]
     fn the_latest_time_counts() {
         let event = br#"{"eventTime":null,"lastTimestamp":"2026-01-01T01:00:00Z","metadata":{"creationTimestamp":"2026-01-01T00:00:00Z"}}"#;
-        assert_eq!(last_written(event), meta::parse_timestamp("2026-01-01T01:00:00Z").unwrap());
+        assert_eq!(
+            last_written(event),
+            meta::parse_timestamp("2026-01-01T01:00:00Z").unwrap()
+        );
         assert_eq!(last_written(b"{}"), SystemTime::UNIX_EPOCH);
     }
 }

@@ -28,7 +28,12 @@ pub struct Follower {
 impl Follower {
     /// Nothing is read until the first [`Follower::sync`].
     pub fn new(store: Store, prefix: &'static str) -> Self {
-        Self { store, prefix, watch: None, seen: 0 }
+        Self {
+            store,
+            prefix,
+            watch: None,
+            seen: 0,
+        }
     }
 
     /// Whether the store has changed since the last [`Follower::sync`].
@@ -41,7 +46,9 @@ impl Follower {
         loop {
             if self.watch.is_none() {
                 let snapshot = self.store.snapshot();
-                let Ok(watch) = self.store.watch(self.prefix, Some(snapshot.revision())) else { continue };
+                let Ok(watch) = self.store.watch(self.prefix, Some(snapshot.revision())) else {
+                    continue;
+                };
                 report(Change::Reset);
                 for entry in snapshot.range(self.prefix, None) {
                     report(Change::Put(entry));

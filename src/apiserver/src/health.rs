@@ -13,7 +13,12 @@ use crate::{Body, respond};
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The Kubernetes version whose API is served.
 const MINOR: &str = "36";
-const GIT_VERSION: &str = concat!("v1.36.1+skiff", env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
+const GIT_VERSION: &str = concat!(
+    "v1.36.1+skiff",
+    env!("CARGO_PKG_VERSION_MAJOR"),
+    ".",
+    env!("CARGO_PKG_VERSION_MINOR")
+);
 
 type Check = fn(&ApiServer) -> Result<(), &'static str>;
 
@@ -22,21 +27,41 @@ const CHECKS: &[(&str, Check, &[&str])] = &[
     ("ping", |_| Ok(()), &["healthz", "livez", "readyz"]),
     ("log", |_| Ok(()), &["healthz", "livez", "readyz"]),
     ("etcd", store, &["healthz", "livez", "readyz"]),
-    ("poststarthook/rbac/bootstrap-roles", bootstrapped, &["healthz", "livez", "readyz"]),
-    ("poststarthook/start-system-namespaces-controller", bootstrapped, &["healthz", "livez", "readyz"]),
+    (
+        "poststarthook/rbac/bootstrap-roles",
+        bootstrapped,
+        &["healthz", "livez", "readyz"],
+    ),
+    (
+        "poststarthook/start-system-namespaces-controller",
+        bootstrapped,
+        &["healthz", "livez", "readyz"],
+    ),
     ("shutdown", stopping, &["readyz"]),
 ];
 
 fn store(server: &ApiServer) -> Result<(), &'static str> {
-    if server.store.revision() > 0 { Ok(()) } else { Err("the store has no revision yet") }
+    if server.store.revision() > 0 {
+        Ok(())
+    } else {
+        Err("the store has no revision yet")
+    }
 }
 
 fn bootstrapped(server: &ApiServer) -> Result<(), &'static str> {
-    if server.started.load(std::sync::atomic::Ordering::Acquire) { Ok(()) } else { Err("not finished") }
+    if server.started.load(std::sync::atomic::Ordering::Acquire) {
+        Ok(())
+    } else {
+        Err("not finished")
+    }
 }
 
 fn stopping(server: &ApiServer) -> Result<(), &'static str> {
-    if server.shutdown.is_cancelled() { Err("process is shutting down") } else { Ok(()) }
+    if server.shutdown.is_cancelled() {
+        Err("process is shutting down")
+    } else {
+        Ok(())
+    }
 }
 
 /// Answers the paths of this module.
@@ -56,11 +81,18 @@ pub fn answer(server: &Arc<ApiServer>, path: &str, query: &Query) -> Option<Resp
         }
         "/metrics" => {
             let text = metrics::global().render();
-            return Some(respond::raw(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text));
+            return Some(respond::raw(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                text,
+            ));
         }
         _ => {}
     }
-    let (endpoint, single) = path.strip_prefix('/')?.split_once('/').unwrap_or((path.strip_prefix('/')?, ""));
+    let (endpoint, single) = path
+        .strip_prefix('/')?
+        .split_once('/')
+        .unwrap_or((path.strip_prefix('/')?, ""));
     if !matches!(endpoint, "healthz" | "livez" | "readyz") {
         return None;
     }
@@ -89,11 +121,19 @@ pub fn answer(server: &Arc<ApiServer>, path: &str, query: &Query) -> Option<Resp
     }
     Some(if failed.is_empty() {
         let verbose = query.flag("verbose");
-        let body = if verbose { format!("{text}{endpoint} check passed\n") } else { "ok".to_owned() };
+        let body = if verbose {
+            format!("{text}{endpoint} check passed\n")
+        } else {
+            "ok".to_owned()
+        };
         respond::raw(StatusCode::OK, TEXT, body)
     } else {
         tracing::debug!(?failed, "{endpoint} check failed");
-        respond::raw(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{text}{endpoint} check failed\n"))
+        respond::raw(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            TEXT,
+            format!("{text}{endpoint} check failed\n"),
+        )
     })
 }
 

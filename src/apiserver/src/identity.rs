@@ -50,7 +50,11 @@ impl UserInfo {
     pub fn new(username: impl Into<String>, groups: &[&str]) -> Self {
         let mut groups: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
         groups.push(AUTHENTICATED.to_owned());
-        Self { username: username.into(), groups, ..Self::default() }
+        Self {
+            username: username.into(),
+            groups,
+            ..Self::default()
+        }
     }
 
     /// A component inside this process that may do anything.
@@ -87,12 +91,16 @@ impl UserInfo {
         if !self.in_group(NODES) {
             return None;
         }
-        self.username.strip_prefix(NODE_PREFIX).filter(|name| !name.is_empty())
+        self.username
+            .strip_prefix(NODE_PREFIX)
+            .filter(|name| !name.is_empty())
     }
 
     /// Namespace and name when the user is a service account.
     pub fn as_service_account(&self) -> Option<(&str, &str)> {
-        self.username.strip_prefix(SERVICE_ACCOUNT_PREFIX)?.split_once(':')
+        self.username
+            .strip_prefix(SERVICE_ACCOUNT_PREFIX)?
+            .split_once(':')
     }
 
     /// The user as the APIs show it (`authentication.k8s.io/v1` UserInfo).
@@ -115,8 +123,11 @@ impl PeerCertificate {
         if name.is_empty() {
             return None;
         }
-        let mut groups: Vec<String> =
-            subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+        let mut groups: Vec<String> = subject
+            .iter_organization()
+            .filter_map(|o| o.as_str().ok())
+            .map(str::to_owned)
+            .collect();
         groups.push(AUTHENTICATED.to_owned());
         let digest = Sha256::digest(der);
         let fingerprint: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -124,7 +135,12 @@ impl PeerCertificate {
             "authentication.kubernetes.io/credential-id".to_owned(),
             vec![format!("X509SHA256={fingerprint}")],
         )]);
-        Some(Self(UserInfo { username: name, uid: String::new(), groups, extra }))
+        Some(Self(UserInfo {
+            username: name,
+            uid: String::new(),
+            groups,
+            extra,
+        }))
     }
 }
 

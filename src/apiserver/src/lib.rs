@@ -30,6 +30,7 @@ mod identity;
 mod managed;
 mod negotiate;
 mod patching;
+mod protobuf;
 mod reading;
 mod request;
 mod respond;
@@ -85,5 +86,7 @@ impl NodeDialer for NoNodes {
 /// A body of known bytes.
 pub fn full_body(bytes: impl Into<Bytes>) -> Body {
     use http_body_util::BodyExt;
-    http_body_util::Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    http_body_util::Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }

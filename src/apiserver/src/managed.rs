@@ -33,7 +33,11 @@ impl Manager {
         };
         let name = call.query.get("fieldManager").or_else(agent).unwrap_or(UNKNOWN);
         Self {
-            name: name.chars().filter(|c| !c.is_control()).take(MAX_MANAGER_CHARS).collect(),
+            name: name
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(MAX_MANAGER_CHARS)
+                .collect(),
             subresource: call.sub_name().to_owned(),
             tracked: false,
         }
@@ -41,7 +45,11 @@ impl Manager {
 
     /// This server itself.
     pub fn server() -> Self {
-        Self { name: "skiff".to_owned(), subresource: String::new(), tracked: false }
+        Self {
+            name: "skiff".to_owned(),
+            subresource: String::new(),
+            tracked: false,
+        }
     }
 
     /// For a change that sets the managed fields itself.

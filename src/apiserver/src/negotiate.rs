@@ -5,6 +5,8 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
 use skiff_api::status::Status;
 use skiff_api::table::IncludeObject;
 
+use crate::protobuf;
+
 /// The encoding of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
@@ -13,6 +15,8 @@ pub enum Format {
     Json,
     /// `application/yaml`.
     Yaml,
+    /// `application/vnd.kubernetes.protobuf`: taken, not given.
+    Protobuf,
 }
 
 /// What an answer shows of the objects.
@@ -47,7 +51,11 @@ impl Accept {
         let mut alternatives: Vec<(f32, &str)> = Vec::new();
         for value in headers.get_all(ACCEPT) {
             let Ok(text) = value.to_str() else { continue };
-            alternatives.extend(text.split(',').map(|a| (quality(a), a.trim())).filter(|(_, a)| !a.is_empty()));
+            alternatives.extend(
+                text.split(',')
+                    .map(|a| (quality(a), a.trim()))
+                    .filter(|(_, a)| !a.is_empty()),
+            );
         }
         if alternatives.is_empty() {
             return Ok(Self::default());
@@ -84,7 +92,9 @@ impl Accept {
                 Some("None") => IncludeObject::None,
                 _ => IncludeObject::Metadata,
             }),
-            "PartialObjectMetadata" | "PartialObjectMetadataList" if meta && version == "v1" => View::Metadata,
+            "PartialObjectMetadata" | "PartialObjectMetadataList" if meta && version == "v1" => {
+                View::Metadata
+            }
             "APIGroupDiscoveryList" if group == "apidiscovery.k8s.io" && version == "v2" => View::Discovery,
             _ => return None,
         };
@@ -94,8 +104,10 @@ impl Accept {
     /// The media type of the answer.
     pub fn content_type(self) -> &'static str {
         match (self.format, self.view) {
-            (Format::Json, View::Discovery) => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-            (Format::Json, _) => "application/json",
+            (Format::Json, View::Discovery) => {
+                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+            }
+            (Format::Json | Format::Protobuf, _) => "application/json",
             (Format::Yaml, _) => "application/yaml",
         }
     }
@@ -111,10 +123,15 @@ fn quality(alternative: &str) -> f32 {
 
 /// Whether the client takes gzip.
 pub fn accepts_gzip(headers: &HeaderMap) -> bool {
-    headers.get_all(ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).any(|coding| {
-        let mut parts = coding.split(';').map(str::trim);
-        parts.next() == Some("gzip") && quality(coding) > 0.0
-    })
+    headers
+        .get_all(ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|coding| {
+            let mut parts = coding.split(';').map(str::trim);
+            parts.next() == Some("gzip") && quality(coding) > 0.0
+        })
 }
 
 /// The media type of a body, parameters cut off; none when not given.
@@ -128,6 +145,7 @@ pub fn body_format(headers: &HeaderMap) -> Result<Format, Status> {
     match content_type(headers) {
         None | Some("" | "application/json") => Ok(Format::Json),
         Some("application/yaml" | "text/yaml" | "application/x-yaml") => Ok(Format::Yaml),
+        Some(protobuf::MEDIA_TYPE) => Ok(Format::Protobuf),
         Some(other) => Err(Status::unsupported_media_type(format!(
             "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml (got {other})"
         ))),
@@ -148,9 +166,15 @@ mod tests {
     fn the_first_servable_alternative_wins() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(accept(table).unwrap().view, View::Table(IncludeObject::Metadata));
-        assert_eq!(accept("application/vnd.kubernetes.protobuf,application/json").unwrap(), Accept::default());
+        assert_eq!(
+            accept("application/vnd.kubernetes.protobuf,application/json").unwrap(),
+            Accept::default()
+        );
         assert_eq!(accept("application/vnd.kubernetes.protobuf"), Err(406));
-        assert_eq!(accept("application/json;q=0.1, application/yaml").unwrap().format, Format::Yaml);
+        assert_eq!(
+            accept("application/json;q=0.1, application/yaml").unwrap().format,
+            Format::Yaml
+        );
         assert_eq!(accept("*/*").unwrap(), Accept::default());
         assert_eq!(accept("application/json;as=Nonsense;g=x;v=v1"), Err(406));
     }

@@ -45,11 +45,17 @@ impl ApiServer {
             return self.apply(call, body).await;
         }
         if call.query.flag("force") {
-            return Err(Status::bad_request("force may not be specified for non-apply patch"));
+            return Err(Status::bad_request(
+                "force may not be specified for non-apply patch",
+            ));
         }
         let custom = call.kind.traits.custom;
         if !matches!(media.as_str(), JSON | MERGE | STRATEGIC) || (custom && media == STRATEGIC) {
-            let listed = if custom { [JSON, MERGE, APPLY].join(", ") } else { [JSON, MERGE, STRATEGIC, APPLY].join(", ") };
+            let listed = if custom {
+                [JSON, MERGE, APPLY].join(", ")
+            } else {
+                [JSON, MERGE, STRATEGIC, APPLY].join(", ")
+            };
             return Err(Status::unsupported_media_type(format!(
                 "the body of the request was in an unknown format - accepted media types include: {listed}"
             )));
@@ -61,23 +67,38 @@ impl ApiServer {
                 patched(call, &media, view, old, &body)
             })
             .await?;
-        respond::object(self, call, StatusCode::OK, codec::present(&call.kind, &written.bytes)?)
+        respond::object(
+            self,
+            call,
+            StatusCode::OK,
+            codec::present(&call.kind, &written.bytes)?,
+        )
     }
 
     async fn apply(&self, call: &Call, body: Bytes) -> Result<Response<Body>, Status> {
         if call.query.get("fieldManager").is_none() {
-            return Err(Status::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+            return Err(Status::bad_request(
+                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+            ));
         }
         let kind = &call.kind;
         let view = schema_of(kind);
         let looks_like_json = body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
-        let decoded = if looks_like_json { fields::decode_json(view, &body) } else { fields::decode_yaml(view, &body) };
-        let decoded = decoded.map_err(|e| Status::bad_request(format!("error decoding the applied configuration: {e}")))?;
+        let decoded = if looks_like_json {
+            fields::decode_json(view, &body)
+        } else {
+            fields::decode_yaml(view, &body)
+        };
+        let decoded = decoded
+            .map_err(|e| Status::bad_request(format!("error decoding the applied configuration: {e}")))?;
         let mut applied = judge_fields(call, &kind.kind, &kind.version, decoded)?;
         if !applied.is_object() {
             return Err(Status::bad_request("the applied configuration is not an object"));
         }
-        let (version, kind_name) = (meta::api_version(&applied).to_owned(), meta::kind(&applied).to_owned());
+        let (version, kind_name) = (
+            meta::api_version(&applied).to_owned(),
+            meta::kind(&applied).to_owned(),
+        );
         if version != kind.api_version() || kind_name != kind.kind {
             return Err(Status::bad_request(format!(
                 "the applied configuration is a {kind_name} in {version}, expected {} in {}",
@@ -97,7 +118,13 @@ impl ApiServer {
         }
         let force = call.query.flag("force");
         let manager = Manager::of(call);
-        let run = Applying { now: self.clock.now(), kind: Arc::clone(kind), manager: manager.clone(), applied, force };
+        let run = Applying {
+            now: self.clock.now(),
+            kind: Arc::clone(kind),
+            manager: manager.clone(),
+            applied,
+            force,
+        };
         // Between looking and creating someone else may create it: then it is a change after all.
         for _ in 0..4 {
             if self.store.get(&kind.key(&call.info.namespace, name)).is_none() {
@@ -115,7 +142,11 @@ impl ApiServer {
                     Err(status) => return Err(status),
                 }
             }
-            let changed = self.modify(call, false, manager.clone().tracked(), &mut |old| run.onto(Some(old))).await;
+            let changed = self
+                .modify(call, false, manager.clone().tracked(), &mut |old| {
+                    run.onto(Some(old))
+                })
+                .await;
             match changed {
                 Ok(written) => {
                     let bytes = codec::present(kind, &written.bytes)?;
@@ -141,7 +172,9 @@ struct Applying {
 impl Applying {
     fn onto(&self, live: Option<&Value>) -> Result<Value, Status> {
         self.manager
-            .with_write(self.now, &self.kind, |write| apply::apply(write, live, &self.applied, self.force))
+            .with_write(self.now, &self.kind, |write| {
+                apply::apply(write, live, &self.applied, self.force)
+            })
             .map_err(|error| error.status())
     }
 }
@@ -170,7 +203,11 @@ fn patched(
             call.info.name
         )));
     }
-    let checked = fields::strict_check(view, new)
-        .map_err(|e| Status::bad_request(format!("{} in version {:?} cannot be handled as a {}: {e}", kind.kind, kind.version, kind.kind)))?;
+    let checked = fields::strict_check(view, new).map_err(|e| {
+        Status::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: {e}",
+            kind.kind, kind.version, kind.kind
+        ))
+    })?;
     judge_fields(call, &kind.kind, &kind.version, checked)
 }

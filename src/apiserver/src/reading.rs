@@ -43,7 +43,9 @@ pub struct Pages {
 impl Pages {
     fn keep(&self, snapshot: &Snapshot, now: Instant) {
         let mut kept = self.kept.lock();
-        kept.retain(|(taken, s)| now.duration_since(*taken) < SNAPSHOT_AGE && s.revision() != snapshot.revision());
+        kept.retain(|(taken, s)| {
+            now.duration_since(*taken) < SNAPSHOT_AGE && s.revision() != snapshot.revision()
+        });
         if kept.len() >= KEPT_SNAPSHOTS {
             kept.pop_front();
         }
@@ -53,7 +55,9 @@ impl Pages {
     fn find(&self, revision: u64, now: Instant) -> Option<Snapshot> {
         let mut kept = self.kept.lock();
         kept.retain(|(taken, _)| now.duration_since(*taken) < SNAPSHOT_AGE);
-        kept.iter().find(|(_, s)| s.revision() == revision).map(|(_, s)| s.clone())
+        kept.iter()
+            .find(|(_, s)| s.revision() == revision)
+            .map(|(_, s)| s.clone())
     }
 }
 
@@ -68,7 +72,11 @@ struct Continue {
 
 impl Continue {
     fn encode(rv: i64, start: &str) -> String {
-        let token = Continue { v: "meta.k8s.io/v1".to_owned(), rv, start: start.to_owned() };
+        let token = Continue {
+            v: "meta.k8s.io/v1".to_owned(),
+            rv,
+            start: start.to_owned(),
+        };
         B64.encode(serde_json::to_vec(&token).unwrap_or_default())
     }
 
@@ -137,7 +145,12 @@ impl ListOptions {
             Some(m) => m == "Exact",
             None => limit > 0 && revision.is_some_and(|r| r > 0),
         };
-        Ok(Self { limit, token, exact, revision })
+        Ok(Self {
+            limit,
+            token,
+            exact,
+            revision,
+        })
     }
 }
 
@@ -148,7 +161,11 @@ pub fn parse_revision(text: Option<&str>) -> Result<Option<u64>, Status> {
             Status::invalid(
                 "ListOptions.meta.k8s.io",
                 "",
-                &[FieldError::invalid("resourceVersion", text, "strconv.ParseUint: parsing: invalid syntax")],
+                &[FieldError::invalid(
+                    "resourceVersion",
+                    text,
+                    "strconv.ParseUint: parsing: invalid syntax",
+                )],
             )
         })
     })
@@ -157,11 +174,11 @@ pub fn parse_revision(text: Option<&str>) -> Result<Option<u64>, Status> {
 
 /// The error for a resourceVersion that has not happened yet.
 pub fn too_large(asked: u64, current: u64) -> Status {
-    Status::timeout(format!("Too large resource version: {asked}, current: {current}"), 1).with_cause(
-        "ResourceVersionTooLarge",
-        "Too large resource version",
-        "",
+    Status::timeout(
+        format!("Too large resource version: {asked}, current: {current}"),
+        1,
     )
+    .with_cause("ResourceVersionTooLarge", "Too large resource version", "")
 }
 
 impl ApiServer {
@@ -174,7 +191,12 @@ impl ApiServer {
         {
             return Err(too_large(asked, current));
         }
-        respond::object(self, call, StatusCode::OK, codec::present(&call.kind, &entry.value)?)
+        respond::object(
+            self,
+            call,
+            StatusCode::OK,
+            codec::present(&call.kind, &entry.value)?,
+        )
     }
 
     /// The stored object a call names.
@@ -187,10 +209,14 @@ impl ApiServer {
     fn list_snapshot(&self, options: &ListOptions) -> Result<Snapshot, Status> {
         let now = self.clock.monotonic();
         if let Some(token) = &options.token {
-            let Ok(revision) = u64::try_from(token.rv) else { return Ok(self.store.snapshot()) };
+            let Ok(revision) = u64::try_from(token.rv) else {
+                return Ok(self.store.snapshot());
+            };
             return self.pages.find(revision, now).ok_or_else(|| {
                 let mut status = Status::expired(TOO_OLD);
-                status.metadata.insert("continue".to_owned(), Continue::encode(-1, &token.start).into());
+                status
+                    .metadata
+                    .insert("continue".to_owned(), Continue::encode(-1, &token.start).into());
                 status
             });
         }
@@ -198,10 +224,13 @@ impl ApiServer {
         let current = snapshot.revision();
         match options.revision {
             Some(asked) if asked > current => Err(too_large(asked, current)),
-            Some(asked) if options.exact && asked != current => self
-                .pages
-                .find(asked, now)
-                .ok_or_else(|| Status::expired(format!("The resourceVersion for the provided list is too old: {asked}"))),
+            Some(asked) if options.exact && asked != current => {
+                self.pages.find(asked, now).ok_or_else(|| {
+                    Status::expired(format!(
+                        "The resourceVersion for the provided list is too old: {asked}"
+                    ))
+                })
+            }
             _ => Ok(snapshot),
         }
     }
@@ -214,7 +243,10 @@ impl ApiServer {
         let snapshot = self.list_snapshot(&options)?;
         let namespace = Some(call.info.namespace.as_str()).filter(|ns| !ns.is_empty());
         let prefix = kind.prefix_in(namespace);
-        let start = options.token.as_ref().map(|token| format!("{prefix}{}", token.start));
+        let start = options
+            .token
+            .as_ref()
+            .map(|token| format!("{prefix}{}", token.start));
 
         let mut chosen: Vec<&Entry> = Vec::new();
         let mut next = None;
@@ -257,13 +289,15 @@ impl ApiServer {
                 Ok(splice(kind, &metadata, entries.iter().map(|e| &e.value)))
             }
             View::Whole | View::Discovery => {
-                let items: Vec<Bytes> =
-                    objects().map(|o| o.map(|o| codec::to_bytes(&o))).collect::<Result<_, _>>()?;
+                let items: Vec<Bytes> = objects()
+                    .map(|o| o.map(|o| codec::to_bytes(&o)))
+                    .collect::<Result<_, _>>()?;
                 Ok(splice(kind, &metadata, items.iter()))
             }
             View::Metadata => {
-                let items: Vec<Value> =
-                    objects().map(|o| o.map(respond::partial)).collect::<Result<_, Status>>()?;
+                let items: Vec<Value> = objects()
+                    .map(|o| o.map(respond::partial))
+                    .collect::<Result<_, Status>>()?;
                 Ok(codec::to_bytes(&json!({
                     "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
                     "metadata": metadata, "items": items,
@@ -271,7 +305,13 @@ impl ApiServer {
             }
             View::Table(include) => {
                 let objects: Vec<Value> = objects().collect::<Result<_, _>>()?;
-                Ok(codec::to_bytes(&table::table(kind, &objects, metadata, self.clock.now(), include)))
+                Ok(codec::to_bytes(&table::table(
+                    kind,
+                    &objects,
+                    metadata,
+                    self.clock.now(),
+                    include,
+                )))
             }
         }
     }
@@ -323,7 +363,12 @@ mod tests {
         let text = Continue::encode(7, "ns/name");
         let token = Continue::decode(&text).unwrap();
         assert_eq!((token.rv, token.start.as_str()), (7, "ns/name"));
-        for bad in ["", "x", "e30", &B64.encode(br#"{"v":"other","rv":1,"start":"a"}"#)] {
+        for bad in [
+            "",
+            "x",
+            "e30",
+            &B64.encode(br#"{"v":"other","rv":1,"start":"a"}"#),
+        ] {
             assert_eq!(Continue::decode(bad), None, "{bad}");
         }
     }

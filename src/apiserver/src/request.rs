@@ -60,8 +60,15 @@ impl RequestInfo {
             Method::OPTIONS => "options",
             _ => "other",
         };
-        let mut info = Self { path: path.to_owned(), verb: lower, ..Self::default() };
-        let mut segments = path.trim_matches('/').split('/').map(|s| percent_decode_str(s).decode_utf8_lossy());
+        let mut info = Self {
+            path: path.to_owned(),
+            verb: lower,
+            ..Self::default()
+        };
+        let mut segments = path
+            .trim_matches('/')
+            .split('/')
+            .map(|s| percent_decode_str(s).decode_utf8_lossy());
         match segments.next().as_deref() {
             Some("api") => {}
             Some("apis") => match segments.next() {
@@ -70,7 +77,9 @@ impl RequestInfo {
             },
             _ => return info,
         }
-        let Some(version) = segments.next() else { return info };
+        let Some(version) = segments.next() else {
+            return info;
+        };
         info.version = version.into_owned();
         let rest: Vec<String> = segments.map(|s| s.into_owned()).collect();
         let mut rest = rest.as_slice();
@@ -92,7 +101,8 @@ impl RequestInfo {
         }
         if rest[0] == "namespaces" && rest.len() > 1 {
             info.namespace = rest[1].clone();
-            let own = rest.len() == 2 || (rest.len() == 3 && matches!(rest[2].as_str(), "status" | "finalize"));
+            let own =
+                rest.len() == 2 || (rest.len() == 3 && matches!(rest[2].as_str(), "status" | "finalize"));
             if !own {
                 rest = &rest[2..];
             }
@@ -144,7 +154,10 @@ impl RequestInfo {
 fn single_name(selector: &str) -> Option<&str> {
     selector.split(',').find_map(|term| {
         let value = term.trim().strip_prefix("metadata.name")?;
-        value.strip_prefix("==").or_else(|| value.strip_prefix('=')).filter(|v| !v.is_empty())
+        value
+            .strip_prefix("==")
+            .or_else(|| value.strip_prefix('='))
+            .filter(|v| !v.is_empty())
     })
 }
 
@@ -159,21 +172,33 @@ impl Query {
             let spaced = s.replace('+', " ");
             percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
         };
-        let pairs = raw.unwrap_or_default().split('&').filter(|p| !p.is_empty()).take(MAX_PARAMETERS).map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (decode(key), decode(value))
-        });
+        let pairs = raw
+            .unwrap_or_default()
+            .split('&')
+            .filter(|p| !p.is_empty())
+            .take(MAX_PARAMETERS)
+            .map(|pair| {
+                let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+                (decode(key), decode(value))
+            });
         Self(pairs.collect())
     }
 
     /// The first value of a parameter; present but empty counts as absent.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())
+        self.0
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, v)| v.as_str())
+            .filter(|v| !v.is_empty())
     }
 
     /// Every value of a parameter.
     pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
+        self.0
+            .iter()
+            .filter(move |(k, _)| k == key)
+            .map(|(_, v)| v.as_str())
     }
 
     /// Every parameter.
@@ -183,7 +208,10 @@ impl Query {
 
     /// Whether a parameter is set to something true.
     pub fn flag(&self, key: &str) -> bool {
-        self.0.iter().find(|(k, _)| k == key).is_some_and(|(_, v)| matches!(v.as_str(), "" | "1" | "true" | "True"))
+        self.0
+            .iter()
+            .find(|(k, _)| k == key)
+            .is_some_and(|(_, v)| matches!(v.as_str(), "" | "1" | "true" | "True"))
     }
 
     /// A parameter as a number.
@@ -191,7 +219,9 @@ impl Query {
         match self.get(key) {
             None => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| {
-                Status::bad_request(format!("strconv.ParseInt: parsing \"{text}\": invalid syntax: query parameter {key}"))
+                Status::bad_request(format!(
+                    "strconv.ParseInt: parsing \"{text}\": invalid syntax: query parameter {key}"
+                ))
             }),
         }
     }
@@ -202,7 +232,9 @@ pub async fn read_body(body: Body) -> Result<Bytes, Status> {
     match tokio::time::timeout(BODY_TIMEOUT, collect(body, MAX_BODY_BYTES)).await {
         Ok(Ok(Some(bytes))) => Ok(bytes),
         Ok(Ok(None)) => Err(Status::too_large(&format!("limit is {MAX_BODY_BYTES}"))),
-        Ok(Err(error)) => Err(Status::bad_request(format!("reading the request body failed: {error}"))),
+        Ok(Err(error)) => Err(Status::bad_request(format!(
+            "reading the request body failed: {error}"
+        ))),
         Err(_) => Err(Status::timeout("the request body did not arrive in time", 0)),
     }
 }
@@ -246,16 +278,56 @@ mod tests {
         // method, target -> verb, group, namespace, resource, subresource, name, rest
         let cases = [
             (Method::GET, "/api/v1/pods", ["list", "", "", "pods", "", "", ""]),
-            (Method::GET, "/api/v1/pods?watch=true", ["watch", "", "", "pods", "", "", ""]),
-            (Method::GET, "/api/v1/namespaces/a/pods/b", ["get", "", "a", "pods", "", "b", ""]),
-            (Method::POST, "/api/v1/namespaces/a/pods/b/binding", ["create", "", "a", "pods", "binding", "b", ""]),
-            (Method::GET, "/api/v1/namespaces", ["list", "", "", "namespaces", "", "", ""]),
-            (Method::GET, "/api/v1/namespaces/a", ["get", "", "a", "namespaces", "", "a", ""]),
-            (Method::PUT, "/api/v1/namespaces/a/finalize", ["update", "", "a", "namespaces", "finalize", "a", ""]),
-            (Method::DELETE, "/apis/apps/v1/namespaces/a/deployments", ["deletecollection", "apps", "a", "deployments", "", "", ""]),
-            (Method::GET, "/api/v1/nodes/n/proxy/a%2Fb/c", ["get", "", "", "nodes", "proxy", "n", "/a%2Fb/c"]),
-            (Method::GET, "/api/v1/namespaces/a/services/s:80/proxy/", ["get", "", "a", "services", "proxy", "s:80", "/"]),
-            (Method::GET, "/api/v1/pods?fieldSelector=metadata.name%3Dx", ["list", "", "", "pods", "", "x", ""]),
+            (
+                Method::GET,
+                "/api/v1/pods?watch=true",
+                ["watch", "", "", "pods", "", "", ""],
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a/pods/b",
+                ["get", "", "a", "pods", "", "b", ""],
+            ),
+            (
+                Method::POST,
+                "/api/v1/namespaces/a/pods/b/binding",
+                ["create", "", "a", "pods", "binding", "b", ""],
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces",
+                ["list", "", "", "namespaces", "", "", ""],
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a",
+                ["get", "", "a", "namespaces", "", "a", ""],
+            ),
+            (
+                Method::PUT,
+                "/api/v1/namespaces/a/finalize",
+                ["update", "", "a", "namespaces", "finalize", "a", ""],
+            ),
+            (
+                Method::DELETE,
+                "/apis/apps/v1/namespaces/a/deployments",
+                ["deletecollection", "apps", "a", "deployments", "", "", ""],
+            ),
+            (
+                Method::GET,
+                "/api/v1/nodes/n/proxy/a%2Fb/c",
+                ["get", "", "", "nodes", "proxy", "n", "/a%2Fb/c"],
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a/services/s:80/proxy/",
+                ["get", "", "a", "services", "proxy", "s:80", "/"],
+            ),
+            (
+                Method::GET,
+                "/api/v1/pods?fieldSelector=metadata.name%3Dx",
+                ["list", "", "", "pods", "", "x", ""],
+            ),
         ];
         for (method, target, want) in cases {
             let got = parse(method, target);
@@ -271,7 +343,14 @@ mod tests {
             ];
             assert_eq!(fields, want, "{target}");
         }
-        for target in ["/", "/api", "/api/v1", "/apis/apps/v1", "/version", "/healthz/ping"] {
+        for target in [
+            "/",
+            "/api",
+            "/api/v1",
+            "/apis/apps/v1",
+            "/version",
+            "/healthz/ping",
+        ] {
             assert!(!parse(Method::GET, target).is_resource, "{target}");
         }
         assert!(parse(Method::GET, "/api/v1/watch/pods").legacy);

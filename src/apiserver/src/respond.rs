@@ -3,7 +3,9 @@
 use std::io::Write;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY, WARNING};
+use http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY, WARNING,
+};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
 use skiff_api::meta;
@@ -38,8 +40,15 @@ pub fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
 pub fn status(status: &Status) -> Response<Body> {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = raw(code, "application/json", status.to_bytes());
-    if let Some(seconds) = status.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0) {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    if let Some(seconds) = status
+        .details
+        .as_ref()
+        .map(|d| d.retry_after_seconds)
+        .filter(|s| *s > 0)
+    {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }
@@ -47,7 +56,7 @@ pub fn status(status: &Status) -> Response<Body> {
 /// JSON bytes in the negotiated encoding.
 pub fn encoded(code: StatusCode, accept: Accept, json: Bytes) -> Response<Body> {
     match accept.format {
-        Format::Json => raw(code, accept.content_type(), json),
+        Format::Json | Format::Protobuf => raw(code, accept.content_type(), json),
         Format::Yaml => match serde_json::from_slice::<Value>(&json)
             .map_err(|e| e.to_string())
             .and_then(|v| serde_saphyr::to_string(&v).map_err(|e| e.to_string()))
@@ -59,15 +68,29 @@ pub fn encoded(code: StatusCode, accept: Accept, json: Bytes) -> Response<Body> 
 }
 
 /// One object, in the version of the call's kind, as the client wants to see it.
-pub fn object(server: &ApiServer, call: &Call, code: StatusCode, bytes: Bytes) -> Result<Response<Body>, Status> {
+pub fn object(
+    server: &ApiServer,
+    call: &Call,
+    code: StatusCode,
+    bytes: Bytes,
+) -> Result<Response<Body>, Status> {
     let mut response = match call.accept.view {
         View::Whole | View::Discovery => encoded(code, call.accept, bytes),
-        View::Metadata => encoded(code, call.accept, codec::to_bytes(&partial(codec::decode(&bytes)?))),
+        View::Metadata => encoded(
+            code,
+            call.accept,
+            codec::to_bytes(&partial(codec::decode(&bytes)?)),
+        ),
         View::Table(include) => {
             let object = codec::decode(&bytes)?;
             let metadata = json!({ "resourceVersion": meta::resource_version(&object) });
-            let table =
-                table::table(&call.kind, std::slice::from_ref(&object), metadata, server.clock.now(), include);
+            let table = table::table(
+                &call.kind,
+                std::slice::from_ref(&object),
+                metadata,
+                server.clock.now(),
+                include,
+            );
             encoded(code, call.accept, codec::to_bytes(&table))
         }
     };
@@ -111,13 +134,19 @@ pub async fn gzip(response: Response<Body>) -> Response<Body> {
         Err(error) => return status(&Status::internal(error)),
     };
     // Level 1 costs a third of the default level for nearly the same size on JSON.
-    let mut encoder =
-        flate2::write::GzEncoder::new(BytesMut::with_capacity(bytes.len() / 8).writer(), flate2::Compression::fast());
+    let mut encoder = flate2::write::GzEncoder::new(
+        BytesMut::with_capacity(bytes.len() / 8).writer(),
+        flate2::Compression::fast(),
+    );
     match encoder.write_all(&bytes).and_then(|()| encoder.finish()) {
         Ok(writer) => {
             parts.headers.remove(CONTENT_LENGTH);
-            parts.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            parts.headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+            parts
+                .headers
+                .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            parts
+                .headers
+                .insert(VARY, HeaderValue::from_static("Accept-Encoding"));
             Response::from_parts(parts, full_body(writer.into_inner().freeze()))
         }
         Err(error) => status(&Status::internal(error)),

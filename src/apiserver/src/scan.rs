@@ -108,7 +108,10 @@ fn skip_value(json: &[u8], at: usize) -> Option<usize> {
         }
         _ => {
             let mut end = at;
-            while json.get(end).is_some_and(|b| !matches!(b, b',' | b'}' | b']') && !b.is_ascii_whitespace()) {
+            while json
+                .get(end)
+                .is_some_and(|b| !matches!(b, b',' | b'}' | b']') && !b.is_ascii_whitespace())
+            {
                 end += 1;
             }
             (end > at).then_some(end)
@@ -132,7 +135,16 @@ mod tests {
 
     #[test]
     fn damaged_input_gives_nothing() {
-        for json in [&b""[..], b"{", b"{\"a\"", b"{\"a\":", b"{\"a\":\"x", b"[", b"{\"a\\", b"{\"a\":{"] {
+        for json in [
+            &b""[..],
+            b"{",
+            b"{\"a\"",
+            b"{\"a\":",
+            b"{\"a\":\"x",
+            b"[",
+            b"{\"a\\",
+            b"{\"a\":{",
+        ] {
             assert_eq!(get(json, &["a", "b"]), None, "{json:?}");
         }
     }

@@ -23,7 +23,9 @@ impl Selection {
         };
         let fields = match query.get("fieldSelector") {
             None => FieldSelector::default(),
-            Some(text) => FieldSelector::parse_for(kind, text).map_err(|e| Status::bad_request(e.to_string()))?,
+            Some(text) => {
+                FieldSelector::parse_for(kind, text).map_err(|e| Status::bad_request(e.to_string()))?
+            }
         };
         if labels.is_everything() && fields.is_everything() {
             return Ok(None);

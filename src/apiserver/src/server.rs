@@ -30,8 +30,9 @@ use crate::request::{Query, RequestInfo, read_body};
 use crate::{Body, Handler, NodeDialer, bootstrap, discovery, events, health, respond, services};
 
 /// Latency buckets in seconds; requests take microseconds to seconds.
-const LATENCY_BUCKETS: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const LATENCY_BUCKETS: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
 
 /// What an [`ApiServer`] is made from.
 pub struct Config {
@@ -152,7 +153,9 @@ impl Call {
         let mut any = false;
         for value in self.query.all("dryRun") {
             if value != "All" {
-                return Err(Status::bad_request(format!("dryRun: Unsupported value: {value:?}: supported values: \"All\"")));
+                return Err(Status::bad_request(format!(
+                    "dryRun: Unsupported value: {value:?}: supported values: \"All\""
+                )));
             }
             any = true;
         }
@@ -168,7 +171,10 @@ impl Call {
 impl ApiServer {
     /// Writes the default objects and starts what runs beside requests.
     pub async fn start(config: Config, shutdown: Shutdown) -> Result<Arc<Self>, StartError> {
-        let keys = Arc::new(Keys::new(config.service_account_key, config.older_service_account_keys));
+        let keys = Arc::new(Keys::new(
+            config.service_account_key,
+            config.older_service_account_keys,
+        ));
         let audiences = vec![config.issuer.clone(), "skiff".to_owned()];
         let registry = metrics::global();
         let server = Arc::new(Self {
@@ -242,7 +248,9 @@ impl ApiServer {
         if kind.is_storage_version() {
             return kind;
         }
-        self.kinds.resource(&kind.storage.0, &kind.storage.1, &kind.plural).unwrap_or(kind)
+        self.kinds
+            .resource(&kind.storage.0, &kind.storage.1, &kind.plural)
+            .unwrap_or(kind)
     }
 
     /// Answers one request. The future does not borrow the server.
@@ -257,26 +265,36 @@ impl ApiServer {
         let query = Query::parse(parts.uri.query());
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let mutating = !matches!(info.verb, "get" | "list" | "watch" | "head");
-        let inflight = self.inflight.with(&[if mutating { "mutating" } else { "readOnly" }]);
+        let inflight = self
+            .inflight
+            .with(&[if mutating { "mutating" } else { "readOnly" }]);
         inflight.add(1.0);
         let (verb, long) = (info.verb, is_long_running(&info, &query));
         let resource = self.metric_resource(&info);
-        let answer = std::panic::AssertUnwindSafe(Arc::clone(&self).dispatch(parts, body, info, query)).catch_unwind().await;
+        let answer = std::panic::AssertUnwindSafe(Arc::clone(&self).dispatch(parts, body, info, query))
+            .catch_unwind()
+            .await;
         let mut response = match answer {
             Ok(Ok(response)) => response,
             Ok(Err(status)) => respond::status(&status),
             Err(_) => {
                 tracing::error!(verb, resource, "a request ended in a panic");
-                respond::status(&Status::internal("the server failed while it handled the request"))
+                respond::status(&Status::internal(
+                    "the server failed while it handled the request",
+                ))
             }
         };
         if gzip && !long {
             response = respond::gzip(response).await;
         }
         inflight.add(-1.0);
-        self.requests.with(&[verb, &resource, response.status().as_str()]).inc();
+        self.requests
+            .with(&[verb, &resource, response.status().as_str()])
+            .inc();
         if !long {
-            self.latency.with(&[verb]).observe((self.clock.monotonic() - began).as_secs_f64());
+            self.latency
+                .with(&[verb])
+                .observe((self.clock.monotonic() - began).as_secs_f64());
         }
         response
     }
@@ -414,6 +432,9 @@ pub(crate) fn method_not_allowed() -> Status {
 
 fn is_long_running(info: &RequestInfo, query: &Query) -> bool {
     info.verb == "watch"
-        || matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy")
+        || matches!(
+            info.subresource.as_str(),
+            "exec" | "attach" | "portforward" | "proxy"
+        )
         || (info.subresource == "log" && query.flag("follow"))
 }

@@ -95,7 +95,12 @@ pub fn claim_for_create(server: &ApiServer, kind: &Kind, service: &mut Value) ->
 }
 
 /// Claims what a changed Service needs in addition, releases what it does not need any more.
-pub fn claim_for_update(server: &ApiServer, kind: &Kind, new: &mut Value, old: &Value) -> Result<Claims, Status> {
+pub fn claim_for_update(
+    server: &ApiServer,
+    kind: &Kind,
+    new: &mut Value,
+    old: &Value,
+) -> Result<Claims, Status> {
     if !is_service(kind) {
         return Ok(Claims::default());
     }
@@ -140,13 +145,23 @@ fn address_key(server: &ApiServer, ip: &str) -> String {
 fn address_owner(snapshot: &Snapshot, key: &str) -> Option<String> {
     let object = codec::decode(&snapshot.get(key)?.value).ok()?;
     let parent = &object["spec"]["parentRef"];
-    Some(format!("{}/{}", parent["namespace"].as_str()?, parent["name"].as_str()?))
+    Some(format!(
+        "{}/{}",
+        parent["namespace"].as_str()?,
+        parent["name"].as_str()?
+    ))
 }
 
 /// A client that sends an object without the server's choices means to keep them.
 fn keep_allocated(new: &mut Value, old: &Value) {
-    if needs_address(old) && service_type(new) != "ExternalName" && meta::str_at(new, "spec.clusterIP").is_empty() {
-        let given = meta::list_at(new, "spec.clusterIPs").first().and_then(Value::as_str).unwrap_or_default();
+    if needs_address(old)
+        && service_type(new) != "ExternalName"
+        && meta::str_at(new, "spec.clusterIP").is_empty()
+    {
+        let given = meta::list_at(new, "spec.clusterIPs")
+            .first()
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         if given.is_empty() {
             meta::copy(old, new, "spec.clusterIP");
             meta::copy(old, new, "spec.clusterIPs");
@@ -171,12 +186,20 @@ fn keep_allocated(new: &mut Value, old: &Value) {
                 }
             }
             // A type without node ports loses those it had.
-            if !wanted && had && old_ports.get(at).is_some_and(|o| o["nodePort"] == port["nodePort"]) {
+            if !wanted
+                && had
+                && old_ports
+                    .get(at)
+                    .is_some_and(|o| o["nodePort"] == port["nodePort"])
+            {
                 port.as_object_mut().map(|p| p.remove("nodePort"));
             }
         }
     }
-    if needs_health_port(new) && needs_health_port(old) && new["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0 {
+    if needs_health_port(new)
+        && needs_health_port(old)
+        && new["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0
+    {
         meta::copy(old, new, "spec.healthCheckNodePort");
     }
     if !needs_health_port(new) && new["spec"]["healthCheckNodePort"] == old["spec"]["healthCheckNodePort"] {
@@ -210,7 +233,12 @@ struct Allocation<'a> {
 }
 
 impl<'a> Allocation<'a> {
-    fn new(server: &'a ApiServer, service: &Value, had_addresses: &'a [String], had_ports: &'a [u64]) -> Self {
+    fn new(
+        server: &'a ApiServer,
+        service: &Value,
+        had_addresses: &'a [String],
+        had_ports: &'a [u64],
+    ) -> Self {
         Self {
             server,
             snapshot: server.store.snapshot(),
@@ -232,11 +260,15 @@ impl<'a> Allocation<'a> {
         self.ports(service)?;
         let addresses = owned_addresses(service);
         for ip in self.had_addresses.iter().filter(|ip| !addresses.contains(ip)) {
-            self.claims.ops.push(ApiServer::release_key(address_key(self.server, ip)));
+            self.claims
+                .ops
+                .push(ApiServer::release_key(address_key(self.server, ip)));
         }
         let ports = owned_ports(service);
         for port in self.had_ports.iter().filter(|p| !ports.contains(p)) {
-            self.claims.ops.push(ApiServer::release_key(format!("{NODE_PORT_PREFIX}{port}")));
+            self.claims
+                .ops
+                .push(ApiServer::release_key(format!("{NODE_PORT_PREFIX}{port}")));
         }
         Ok(self.claims)
     }
@@ -248,12 +280,20 @@ impl<'a> Allocation<'a> {
         }
         if meta::str_at(service, "spec.ipFamilyPolicy") == "RequireDualStack" {
             let text = "this cluster is not configured for dual-stack services";
-            return Err(self.invalid(FieldError::invalid("spec.ipFamilyPolicy", "RequireDualStack", text)));
+            return Err(self.invalid(FieldError::invalid(
+                "spec.ipFamilyPolicy",
+                "RequireDualStack",
+                text,
+            )));
         }
         for (at, family) in meta::list_at(service, "spec.ipFamilies").iter().enumerate() {
             if family != "IPv4" {
                 let text = "not configured on this cluster";
-                return Err(self.invalid(FieldError::invalid(format!("spec.ipFamilies[{at}]"), family.clone(), text)));
+                return Err(self.invalid(FieldError::invalid(
+                    format!("spec.ipFamilies[{at}]"),
+                    family.clone(),
+                    text,
+                )));
             }
         }
         if meta::list_at(service, "spec.ipFamilies").is_empty() {
@@ -269,7 +309,10 @@ impl<'a> Allocation<'a> {
         if service_type(service) == "ExternalName" {
             return Ok(());
         }
-        let listed = meta::list_at(service, "spec.clusterIPs").first().and_then(Value::as_str).unwrap_or_default();
+        let listed = meta::list_at(service, "spec.clusterIPs")
+            .first()
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         let mut wanted = meta::str_at(service, "spec.clusterIP").to_owned();
         if wanted.is_empty() {
             wanted = listed.to_owned();
@@ -284,7 +327,9 @@ impl<'a> Allocation<'a> {
         } else if !self.had_addresses.contains(&wanted) {
             let refuse = |text: String| FieldError::invalid("spec.clusterIPs", json!([wanted]), text);
             let ip: Ipv4Addr = wanted.parse().map_err(|_| {
-                self.invalid(refuse("must be a valid IPv4 address of the service range".to_owned()))
+                self.invalid(refuse(
+                    "must be a valid IPv4 address of the service range".to_owned(),
+                ))
             })?;
             if !self.server.service_cidr.contains(&ip) {
                 let text = format!(
@@ -300,7 +345,9 @@ impl<'a> Allocation<'a> {
         }
         if !self.had_addresses.contains(&wanted) {
             let key = address_key(self.server, &wanted);
-            self.claims.preconditions.push(Precondition::Absent { key: key.clone() });
+            self.claims
+                .preconditions
+                .push(Precondition::Absent { key: key.clone() });
             let value = codec::encode(&self.address_object(service, &wanted));
             self.claims.ops.push(Op::Put { key, value });
         }
@@ -330,7 +377,11 @@ impl<'a> Allocation<'a> {
         let size = last - first + 1;
         // As Kubernetes: a part of the range at its start stays free for chosen addresses, as long as there are others.
         let reserved = (size / 16).clamp(16.min(size - 1), STATIC_ADDRESSES);
-        let free = |n: u32| self.snapshot.get(&address_key(self.server, &Ipv4Addr::from(n).to_string())).is_none();
+        let free = |n: u32| {
+            self.snapshot
+                .get(&address_key(self.server, &Ipv4Addr::from(n).to_string()))
+                .is_none()
+        };
         let mut rng = rand::rng();
         for _ in 0..RANDOM_PICKS {
             let pick = rng.random_range(first + reserved..=last);
@@ -399,8 +450,13 @@ impl<'a> Allocation<'a> {
         taken.dedup();
         for number in taken.iter().filter(|n| !self.had_ports.contains(n)) {
             let key = format!("{NODE_PORT_PREFIX}{number}");
-            self.claims.preconditions.push(Precondition::Absent { key: key.clone() });
-            self.claims.ops.push(Op::Put { key, value: self.owner.clone().into_bytes().into() });
+            self.claims
+                .preconditions
+                .push(Precondition::Absent { key: key.clone() });
+            self.claims.ops.push(Op::Put {
+                key,
+                value: self.owner.clone().into_bytes().into(),
+            });
         }
         Ok(())
     }
@@ -418,8 +474,16 @@ impl<'a> Allocation<'a> {
             );
             return Err(self.invalid(FieldError::invalid(field, number, text)));
         }
-        if self.snapshot.get(&format!("{NODE_PORT_PREFIX}{number}")).is_some() {
-            return Err(self.invalid(FieldError::invalid(field, number, "provided port is already allocated")));
+        if self
+            .snapshot
+            .get(&format!("{NODE_PORT_PREFIX}{number}"))
+            .is_some()
+        {
+            return Err(self.invalid(FieldError::invalid(
+                field,
+                number,
+                "provided port is already allocated",
+            )));
         }
         Ok(())
     }
@@ -444,7 +508,11 @@ pub async fn publish_self(server: &Arc<ApiServer>) -> Result<(), StartError> {
     let port = server.advertise.port();
     let first = Ipv4Addr::from(u32::from(server.service_cidr.network()) + 1);
     let ip = server.advertise.ip();
-    let family = if matches!(ip, IpAddr::V4(_)) { "IPv4" } else { "IPv6" };
+    let family = if matches!(ip, IpAddr::V4(_)) {
+        "IPv4"
+    } else {
+        "IPv6"
+    };
     let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
     let objects = [
         json!({ "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": { "name": "kubernetes" },
@@ -467,6 +535,10 @@ pub async fn publish_self(server: &Arc<ApiServer>) -> Result<(), StartError> {
             "ports": [{ "name": "https", "port": port, "protocol": "TCP" }] }),
     ];
     for object in objects {
+        if (ip.is_loopback() || ip.is_unspecified()) && meta::kind(&object).starts_with("Endpoint") {
+            tracing::warn!(%ip, "the advertised address is not reachable from pods: the service kubernetes has no endpoints");
+            continue;
+        }
         let overwrite: &[&str] = match meta::kind(&object) {
             "Endpoints" => &["subsets"],
             "EndpointSlice" => &["endpoints", "ports"],
@@ -531,7 +603,8 @@ mod tests {
         let mut plain = json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80, "nodePort": 30080}]}});
         keep_allocated(&mut plain, &old);
         assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
-        let mut external = json!({"spec": {"type": "ExternalName", "externalName": "x", "clusterIP": "10.43.1.1"}});
+        let mut external =
+            json!({"spec": {"type": "ExternalName", "externalName": "x", "clusterIP": "10.43.1.1"}});
         keep_allocated(&mut external, &old);
         assert!(external["spec"].get("clusterIP").is_none());
     }

@@ -75,7 +75,11 @@ impl ApiServer {
         let revision = parse_revision(query.get("resourceVersion"))?;
         let matching = query.get("resourceVersionMatch");
         let invalid = |field: &str, text: &str| {
-            Err(Status::invalid("ListOptions.meta.k8s.io", "", &[FieldError::forbidden(field, text)]))
+            Err(Status::invalid(
+                "ListOptions.meta.k8s.io",
+                "",
+                &[FieldError::forbidden(field, text)],
+            ))
         };
         if send_initial.is_some() && matching != Some("NotOlderThan") {
             return invalid(
@@ -90,7 +94,10 @@ impl ApiServer {
             );
         }
         if send_initial == Some(true) && !bookmarks {
-            return invalid("allowWatchBookmarks", "sendInitialEvents requires setting allowWatchBookmarks to true");
+            return invalid(
+                "allowWatchBookmarks",
+                "sendInitialEvents requires setting allowWatchBookmarks to true",
+            );
         }
         let selection = Selection::parse(&kind, query)?;
         let namespace = Some(call.info.namespace.as_str()).filter(|ns| !ns.is_empty());
@@ -127,14 +134,26 @@ impl ApiServer {
                 return Err(crate::reading::too_large(asked, snapshot.revision()));
             }
             let from = snapshot.revision();
-            (Some(Initial { snapshot, after: None, mark_end: send_initial == Some(true) }), watch, from)
+            (
+                Some(Initial {
+                    snapshot,
+                    after: None,
+                    mark_end: send_initial == Some(true),
+                }),
+                watch,
+                from,
+            )
         } else {
-            let from = revision.filter(|r| *r > 0).unwrap_or_else(|| self.store.revision());
+            let from = revision
+                .filter(|r| *r > 0)
+                .unwrap_or_else(|| self.store.revision());
             match self.store.watch(&prefix, Some(from)) {
                 Ok(watch) => (None, watch, from),
                 Err(gone) => {
                     let line = error_line(&too_old(from, gone.oldest));
-                    return Ok(stream_response(futures::stream::once(async move { Ok(Frame::data(line)) })));
+                    return Ok(stream_response(futures::stream::once(async move {
+                        Ok(Frame::data(line))
+                    })));
                 }
             }
         };
@@ -175,8 +194,12 @@ where
     S: Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + 'static,
 {
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }
 
@@ -214,7 +237,11 @@ impl Watching {
             }
         }
         loop {
-            let wake = if self.bookmarks { self.next_bookmark.min(self.deadline) } else { self.deadline };
+            let wake = if self.bookmarks {
+                self.next_bookmark.min(self.deadline)
+            } else {
+                self.deadline
+            };
             let event = tokio::select! {
                 biased;
                 event = self.watch.next() => event,
@@ -275,13 +302,17 @@ impl Watching {
         if self.only.as_deref().is_some_and(|only| only != key) {
             return Ok(false);
         }
-        let Some(selection) = &self.selection else { return Ok(true) };
+        let Some(selection) = &self.selection else {
+            return Ok(true);
+        };
         let head = Head::parse(&self.kind, bytes).map_err(Status::internal)?;
         Ok(selection.matches(&self.kind, &head))
     }
 
     fn write_initial(&mut self, out: &mut BytesMut) -> Result<(), Status> {
-        let Some(mut initial) = self.initial.take() else { return Ok(()) };
+        let Some(mut initial) = self.initial.take() else {
+            return Ok(());
+        };
         let snapshot = initial.snapshot.clone();
         let prefix = self.prefix.clone();
         let after = initial.after.take();
@@ -335,13 +366,14 @@ impl Watching {
     fn shown(&mut self, bytes: &Bytes) -> Result<Bytes, Status> {
         match self.view {
             View::Whole | View::Discovery => codec::present(&self.kind, bytes),
-            View::Metadata => Ok(codec::to_bytes(&respond::partial(codec::present_value(&self.kind, bytes)?))),
+            View::Metadata => Ok(codec::to_bytes(&respond::partial(codec::present_value(
+                &self.kind, bytes,
+            )?))),
             View::Table(include) => {
                 let object = codec::present_value(&self.kind, bytes)?;
                 let metadata = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
                 let objects = std::slice::from_ref(&object);
-                let mut table =
-                    table::table(&self.kind, objects, metadata, self.server.clock.now(), include);
+                let mut table = table::table(&self.kind, objects, metadata, self.server.clock.now(), include);
                 if std::mem::replace(&mut self.columns_sent, true) {
                     table["columnDefinitions"] = Value::Null;
                 }

@@ -26,6 +26,7 @@ use skiff_store::{CommitError, Durability, Entry, Op, Precondition, Txn};
 use crate::admission::{self, Operation};
 use crate::managed::Manager;
 use crate::negotiate::{Format, body_format};
+use crate::protobuf::{self, ProtobufError};
 use crate::server::{ApiServer, Call};
 use crate::services::{self, Claims};
 use crate::{Body, codec, respond};
@@ -55,18 +56,27 @@ pub enum Failure {
 /// The schema of objects of a kind.
 pub fn schema_of(kind: &Kind) -> View<'static> {
     let schema = Schema::builtin();
-    schema.kind(&kind.group, &kind.version, &kind.kind).unwrap_or_else(|| Schema::untyped().root())
+    schema
+        .kind(&kind.group, &kind.version, &kind.kind)
+        .unwrap_or_else(|| Schema::untyped().root())
 }
 
 fn decode_error(error: DecodeError, kind: &str, version: &str) -> Status {
     match error {
         DecodeError::TooLarge(_) => Status::too_large(&error.to_string()),
-        _ => Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}")),
+        _ => Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
+        )),
     }
 }
 
 /// Handles what `fieldValidation` makes of unknown and duplicate fields.
-pub fn judge_fields(call: &Call, kind: &str, version: &str, decoded: fields::Decoded) -> Result<Value, Status> {
+pub fn judge_fields(
+    call: &Call,
+    kind: &str,
+    version: &str,
+    decoded: fields::Decoded,
+) -> Result<Value, Status> {
     match call.query.get("fieldValidation") {
         Some("Ignore") => {}
         Some("Strict") => {
@@ -76,7 +86,10 @@ pub fn judge_fields(call: &Call, kind: &str, version: &str, decoded: fields::Dec
                 )));
             }
         }
-        None | Some("Warn") => decoded.problems.iter().for_each(|problem| call.warn(problem.clone())),
+        None | Some("Warn") => decoded
+            .problems
+            .iter()
+            .for_each(|problem| call.warn(problem.clone())),
         Some(other) => {
             let supported = &["", "Ignore", "Strict", "Warn"];
             let error = FieldError::not_supported("fieldValidation", other, supported);
@@ -88,27 +101,50 @@ pub fn judge_fields(call: &Call, kind: &str, version: &str, decoded: fields::Dec
 
 /// An object of the given type from a body.
 pub fn decode_as(call: &Call, group: &str, version: &str, kind: &str, body: &[u8]) -> Result<Value, Status> {
-    let view = Schema::builtin().kind(group, version, kind).unwrap_or_else(|| Schema::untyped().root());
+    let view = Schema::builtin()
+        .kind(group, version, kind)
+        .unwrap_or_else(|| Schema::untyped().root());
     if body.is_empty() {
         return Err(Status::bad_request("the body of the request is empty"));
     }
-    let decoded = match body_format(&call.headers)? {
-        Format::Json => fields::decode_json(view, body),
-        Format::Yaml => fields::decode_yaml(view, body),
-    };
+    let decoded = decode_body(call, view, body)?;
     let decoded = decoded.map_err(|e| decode_error(e, kind, version))?;
     let mut object = judge_fields(call, kind, version, decoded)?;
     if !object.is_object() {
-        return Err(Status::bad_request(format!("the body is not an object of kind {kind}")));
+        return Err(Status::bad_request(format!(
+            "the body is not an object of kind {kind}"
+        )));
     }
     check_type(&mut object, group, version, kind)?;
     Ok(object)
 }
 
+/// A body in any of the encodings that are taken.
+pub fn decode_body(
+    call: &Call,
+    view: View<'_>,
+    body: &[u8],
+) -> Result<Result<fields::Decoded, DecodeError>, Status> {
+    Ok(match body_format(&call.headers)? {
+        Format::Json => fields::decode_json(view, body),
+        Format::Yaml => fields::decode_yaml(view, body),
+        Format::Protobuf => {
+            let object = protobuf::decode(body).map_err(|error| match error {
+                ProtobufError::Unknown { .. } => Status::unsupported_media_type(error.to_string()),
+                _ => Status::bad_request(error.to_string()),
+            })?;
+            fields::strict_check(view, object)
+        }
+    })
+}
+
 /// The object must be of the type asked for, or say nothing about its type.
 fn check_type(object: &mut Value, group: &str, version: &str, kind: &str) -> Result<(), Status> {
     let expected = skiff_api::kinds::api_version(group, version);
-    let (found_version, found_kind) = (meta::api_version(object).to_owned(), meta::kind(object).to_owned());
+    let (found_version, found_kind) = (
+        meta::api_version(object).to_owned(),
+        meta::kind(object).to_owned(),
+    );
     if !found_version.is_empty() && found_version != expected {
         return Err(Status::bad_request(format!(
             "the API version in the data ({found_version}) does not match the expected API version ({expected})"
@@ -137,7 +173,12 @@ impl ApiServer {
     pub(crate) async fn create(&self, call: &Call, body: Bytes) -> Result<Response<Body>, Status> {
         let object = self.decode(call, &body)?;
         let written = self.create_object(call, object, Manager::of(call)).await?;
-        respond::object(self, call, StatusCode::CREATED, codec::present(&call.kind, &written.bytes)?)
+        respond::object(
+            self,
+            call,
+            StatusCode::CREATED,
+            codec::present(&call.kind, &written.bytes)?,
+        )
     }
 
     /// Stores a new object.
@@ -151,7 +192,9 @@ impl ApiServer {
         let dry_run = call.dry_run()?;
         let resource = call.resource();
         if !meta::resource_version(&object).is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Status::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         let _counting = match self.has_quota(call) {
             true => Some(self.quota.lock().await),
@@ -182,13 +225,21 @@ impl ApiServer {
             if !errors.is_empty() {
                 return Err(Status::invalid(&kind.group_kind(), &name, &errors));
             }
-            claims.preconditions.extend(admission::validate(self, call, Operation::Create, Some(&object), None)?);
+            claims.preconditions.extend(admission::validate(
+                self,
+                call,
+                Operation::Create,
+                Some(&object),
+                None,
+            )?);
             let key = kind.key(&call.info.namespace, &name);
             if dry_run {
                 if self.store.get(&key).is_some() {
                     return Err(Status::already_exists(&resource, &name));
                 }
-                return Ok(Written { bytes: codec::to_bytes(&object) });
+                return Ok(Written {
+                    bytes: codec::to_bytes(&object),
+                });
             }
             match self.commit_put(&key, &object, None, claims).await {
                 Ok(bytes) => return Ok(Written { bytes }),
@@ -220,8 +271,15 @@ impl ApiServer {
         let object = self.decode(call, &body)?;
         check_name(call, &object)?;
         let kind = &call.kind;
-        let missing = self.store.get(&kind.key(&call.info.namespace, &call.info.name)).is_none();
-        if missing && kind.traits.create_on_update && call.sub_name().is_empty() && meta::uid(&object).is_empty() {
+        let missing = self
+            .store
+            .get(&kind.key(&call.info.namespace, &call.info.name))
+            .is_none();
+        if missing
+            && kind.traits.create_on_update
+            && call.sub_name().is_empty()
+            && meta::uid(&object).is_empty()
+        {
             self.require_create(call)?;
             let mut object = object;
             meta::set_name(&mut object, &call.info.name);
@@ -229,7 +287,12 @@ impl ApiServer {
                 return Err(Status::not_found(&call.resource(), &call.info.name));
             }
             let written = self.create_object(call, object, Manager::of(call)).await?;
-            return respond::object(self, call, StatusCode::CREATED, codec::present(kind, &written.bytes)?);
+            return respond::object(
+                self,
+                call,
+                StatusCode::CREATED,
+                codec::present(kind, &written.bytes)?,
+            );
         }
         let version = meta::resource_version(&object);
         if version.is_empty() && !kind.traits.unconditional_update {
@@ -237,7 +300,9 @@ impl ApiServer {
             return Err(Status::invalid(&kind.group_kind(), &call.info.name, &[error]));
         }
         let strict = !version.is_empty();
-        let written = self.modify(call, strict, Manager::of(call), &mut |_| Ok(object.clone())).await?;
+        let written = self
+            .modify(call, strict, Manager::of(call), &mut |_| Ok(object.clone()))
+            .await?;
         respond::object(self, call, StatusCode::OK, codec::present(kind, &written.bytes)?)
     }
 
@@ -287,12 +352,20 @@ impl ApiServer {
                 return Err(Status::invalid(&kind.group_kind(), name, &errors));
             }
             let mut claims = claims;
-            claims.preconditions.extend(admission::validate(self, call, Operation::Update, Some(&new), Some(&old))?);
+            claims.preconditions.extend(admission::validate(
+                self,
+                call,
+                Operation::Update,
+                Some(&new),
+                Some(&old),
+            )?);
             if new == old && claims.ops.is_empty() {
                 return Ok(Written { bytes: entry.value });
             }
             if dry_run {
-                return Ok(Written { bytes: codec::to_bytes(&new) });
+                return Ok(Written {
+                    bytes: codec::to_bytes(&new),
+                });
             }
             let committed = if deletion_is_complete(&new) {
                 self.commit_delete(&entry, &stored_kind, &new, &old).await
@@ -323,9 +396,14 @@ impl ApiServer {
         let value = codec::encode(object);
         let condition = match current {
             None => Precondition::Absent { key: key.to_owned() },
-            Some(entry) => Precondition::Revision { key: key.to_owned(), mod_revision: entry.mod_revision },
+            Some(entry) => Precondition::Revision {
+                key: key.to_owned(),
+                mod_revision: entry.mod_revision,
+            },
         };
-        let mut txn = Txn::put(key, value.clone()).when(condition).with_durability(durability(key));
+        let mut txn = Txn::put(key, value.clone())
+            .when(condition)
+            .with_durability(durability(key));
         txn.preconditions.extend(claims.preconditions);
         txn.ops.extend(claims.ops);
         let revision = self.commit(txn).await?;
@@ -352,7 +430,10 @@ impl ApiServer {
     ) -> Result<Bytes, Failure> {
         let claims = services::release(self, kind, claimed);
         let mut txn = Txn::delete(&*entry.key)
-            .when(Precondition::Revision { key: entry.key.to_string(), mod_revision: entry.mod_revision })
+            .when(Precondition::Revision {
+                key: entry.key.to_string(),
+                mod_revision: entry.mod_revision,
+            })
             .with_durability(durability(&entry.key));
         txn.ops.extend(claims.ops);
         txn.preconditions.extend(claims.preconditions);
@@ -379,8 +460,15 @@ impl ApiServer {
 
 /// Heartbeats and events may lose their last seconds in a power cut; nothing else may.
 fn durability(key: &str) -> Durability {
-    let relaxed = ["/registry/events/", "/registry/coordination.k8s.io/leases/kube-node-lease/"];
-    if relaxed.iter().any(|prefix| key.starts_with(prefix)) { Durability::Relaxed } else { Durability::Strict }
+    let relaxed = [
+        "/registry/events/",
+        "/registry/coordination.k8s.io/leases/kube-node-lease/",
+    ];
+    if relaxed.iter().any(|prefix| key.starts_with(prefix)) {
+        Durability::Relaxed
+    } else {
+        Durability::Strict
+    }
 }
 
 /// A random version 4 UUID.
@@ -389,7 +477,14 @@ pub fn new_uid() -> String {
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 /// Puts an object into the namespace of the URL.

@@ -23,9 +23,10 @@ pub fn service_account(attempt: &Attempt<'_>, pod: &mut Value, _: Option<&Value>
     }
     let pod_name = meta::name(pod).to_owned();
     if meta::annotation(pod, MIRROR).is_some() {
-        for (field, why) in [
-            ("serviceAccountName", "a mirror pod may not reference service accounts"),
-        ] {
+        for (field, why) in [(
+            "serviceAccountName",
+            "a mirror pod may not reference service accounts",
+        )] {
             if !meta::str_at(pod, &format!("spec.{field}")).is_empty() {
                 return Err(attempt.forbidden(&pod_name, why));
             }
@@ -49,7 +50,9 @@ pub fn service_account(attempt: &Attempt<'_>, pod: &mut Value, _: Option<&Value>
         return Err(attempt.forbidden(&pod_name, &why));
     };
     if meta::list_at(pod, "spec.imagePullSecrets").is_empty()
-        && let Some(secrets) = found.get("imagePullSecrets").filter(|s| s.as_array().is_some_and(|a| !a.is_empty()))
+        && let Some(secrets) = found
+            .get("imagePullSecrets")
+            .filter(|s| s.as_array().is_some_and(|a| !a.is_empty()))
     {
         meta::set(pod, "spec.imagePullSecrets", secrets.clone());
     }
@@ -69,10 +72,14 @@ fn mount_token(pod: &mut Value) {
         .filter_map(|v| v["name"].as_str())
         .find(|n| n.starts_with(VOLUME_PREFIX))
         .map(str::to_owned);
-    let volume = existing.clone().unwrap_or_else(|| names::generate(VOLUME_PREFIX, rand::rng().random()));
+    let volume = existing
+        .clone()
+        .unwrap_or_else(|| names::generate(VOLUME_PREFIX, rand::rng().random()));
     let mut used = false;
     for list in ["initContainers", "containers"] {
-        let Some(containers) = pod["spec"][list].as_array_mut() else { continue };
+        let Some(containers) = pod["spec"][list].as_array_mut() else {
+            continue;
+        };
         for container in containers.iter_mut().filter(|c| c.is_object()) {
             let taken = container["volumeMounts"]
                 .as_array()
@@ -115,8 +122,25 @@ mod tests {
         mount_token(&mut pod);
         mount_token(&mut pod);
         assert_eq!(pod["spec"]["volumes"].as_array().unwrap().len(), 1);
-        assert_eq!(pod["spec"]["containers"][0]["volumeMounts"].as_array().unwrap().len(), 1);
-        assert_eq!(pod["spec"]["containers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
-        assert!(pod["spec"]["volumes"][0]["name"].as_str().unwrap().starts_with(VOLUME_PREFIX));
+        assert_eq!(
+            pod["spec"]["containers"][0]["volumeMounts"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+        assert_eq!(
+            pod["spec"]["containers"][1]["volumeMounts"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+        assert!(
+            pod["spec"]["volumes"][0]["name"]
+                .as_str()
+                .unwrap()
+                .starts_with(VOLUME_PREFIX)
+        );
     }
 }

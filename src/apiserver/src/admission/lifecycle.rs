@@ -38,12 +38,16 @@ pub fn namespace(
     };
     if crate::scan::get(&entry.value, &["metadata", "deletionTimestamp"]).is_some() {
         let name = object.map(meta::name).unwrap_or_default();
-        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
         let cause = format!("namespace {namespace} is being terminated");
         let status = attempt.forbidden(name, &why);
         return Err(status.with_cause("NamespaceTerminating", cause, "metadata.namespace"));
     }
-    conditions.push(Precondition::Revision { key, mod_revision: entry.mod_revision });
+    conditions.push(Precondition::Revision {
+        key,
+        mod_revision: entry.mod_revision,
+    });
     Ok(())
 }
 
@@ -57,14 +61,23 @@ pub fn owner_references(
 ) -> Result<(), Status> {
     let Some(object) = object else { return Ok(()) };
     let blocking = |o: &Value| -> Vec<Value> {
-        meta::owner_references(o).iter().filter(|r| r["blockOwnerDeletion"] == true).cloned().collect()
+        meta::owner_references(o)
+            .iter()
+            .filter(|r| r["blockOwnerDeletion"] == true)
+            .cloned()
+            .collect()
     };
     let before = old.map(blocking).unwrap_or_default();
     let call = attempt.call;
     let server = attempt.server;
     for owner in blocking(object).iter().filter(|r| !before.contains(r)) {
         let version = owner["apiVersion"].as_str().unwrap_or_default();
-        let Some(kind) = server.kinds.of(version, owner["kind"].as_str().unwrap_or_default()) else { continue };
+        let Some(kind) = server
+            .kinds
+            .of(version, owner["kind"].as_str().unwrap_or_default())
+        else {
+            continue;
+        };
         let attributes = Attributes {
             verb: "update",
             group: &kind.group,

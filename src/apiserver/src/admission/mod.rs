@@ -55,7 +55,8 @@ impl Attempt<'_> {
 }
 
 type Mutate = fn(&Attempt<'_>, &mut Value, Option<&Value>) -> Result<(), Status>;
-type Validate = fn(&Attempt<'_>, Option<&Value>, Option<&Value>, &mut Vec<Precondition>) -> Result<(), Status>;
+type Validate =
+    fn(&Attempt<'_>, Option<&Value>, Option<&Value>, &mut Vec<Precondition>) -> Result<(), Status>;
 
 const MUTATING: &[(&str, Mutate)] = &[
     ("ServiceAccount", account::service_account),
@@ -73,7 +74,10 @@ const MUTATING: &[(&str, Mutate)] = &[
 const VALIDATING: &[(&str, Validate)] = &[
     ("NamespaceLifecycle", lifecycle::namespace),
     ("NodeRestriction", nodes::restriction),
-    ("OwnerReferencesPermissionEnforcement", lifecycle::owner_references),
+    (
+        "OwnerReferencesPermissionEnforcement",
+        lifecycle::owner_references,
+    ),
     ("RBAC escalation", rbac::escalation),
     ("CertificateApproval", requests::certificate_approval),
     ("CertificateSigning", requests::certificate_signing),
@@ -91,7 +95,11 @@ pub fn mutate(
     object: &mut Value,
     old: Option<&Value>,
 ) -> Result<(), Status> {
-    let attempt = Attempt { server, call, operation };
+    let attempt = Attempt {
+        server,
+        call,
+        operation,
+    };
     for (name, plugin) in MUTATING {
         tracing::trace!(plugin = name, "admission");
         plugin(&attempt, object, old)?;
@@ -108,7 +116,11 @@ pub fn validate(
     object: Option<&Value>,
     old: Option<&Value>,
 ) -> Result<Vec<Precondition>, Status> {
-    let attempt = Attempt { server, call, operation };
+    let attempt = Attempt {
+        server,
+        call,
+        operation,
+    };
     let mut conditions = Vec::new();
     for (name, plugin) in VALIDATING {
         tracing::trace!(plugin = name, "admission");

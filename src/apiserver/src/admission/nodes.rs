@@ -36,7 +36,9 @@ pub fn default_tolerations(attempt: &Attempt<'_>, pod: &mut Value, _: Option<&Va
     for key in [NOT_READY, UNREACHABLE] {
         let tolerated = meta::list_at(pod, "spec.tolerations").iter().any(|t| {
             let same_key = t["key"].as_str().is_none_or(|k| k.is_empty() || k == key);
-            let same_effect = t["effect"].as_str().is_none_or(|e| e.is_empty() || e == "NoExecute");
+            let same_effect = t["effect"]
+                .as_str()
+                .is_none_or(|e| e.is_empty() || e == "NoExecute");
             same_key && same_effect
         });
         if tolerated {
@@ -65,7 +67,9 @@ pub fn taint_new(attempt: &Attempt<'_>, node: &mut Value, _: Option<&Value>) -> 
         node["spec"]["taints"] = json!([]);
     }
     if let Some(taints) = node["spec"]["taints"].as_array_mut()
-        && !taints.iter().any(|t| t["key"] == NOT_READY && t["effect"] == "NoSchedule")
+        && !taints
+            .iter()
+            .any(|t| t["key"] == NOT_READY && t["effect"] == "NoSchedule")
     {
         taints.push(json!({ "key": NOT_READY, "effect": "NoSchedule" }));
     }
@@ -80,7 +84,9 @@ pub fn restriction(
     _: &mut Vec<Precondition>,
 ) -> Result<(), Status> {
     let call = attempt.call;
-    let Some(node) = call.user.node_name() else { return Ok(()) };
+    let Some(node) = call.user.node_name() else {
+        return Ok(());
+    };
     let name = call.info.name.as_str();
     let refuse = |why: String| Err(attempt.forbidden(name, &why));
     match (&*call.kind.group, &*call.kind.plural, call.sub_name()) {
@@ -99,20 +105,31 @@ pub fn restriction(
         ("", "pods", "") => match (attempt.operation, object, old) {
             (Operation::Create, Some(pod), _) => {
                 if meta::annotation(pod, MIRROR).is_none() {
-                    return refuse(format!("pod does not have \"{MIRROR}\" annotation, node {node:?} can only create mirror pods"));
+                    return refuse(format!(
+                        "pod does not have \"{MIRROR}\" annotation, node {node:?} can only create mirror pods"
+                    ));
                 }
                 if meta::str_at(pod, "spec.nodeName") != node {
-                    return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+                    return refuse(format!(
+                        "node {node:?} can only create pods with spec.nodeName set to itself"
+                    ));
                 }
                 for field in ["configMap", "secret", "persistentVolumeClaim"] {
-                    if meta::list_at(pod, "spec.volumes").iter().any(|v| v.get(field).is_some_and(|f| !f.is_null())) {
-                        return refuse(format!("node {node:?} can not create pods that reference {field}s"));
+                    if meta::list_at(pod, "spec.volumes")
+                        .iter()
+                        .any(|v| v.get(field).is_some_and(|f| !f.is_null()))
+                    {
+                        return refuse(format!(
+                            "node {node:?} can not create pods that reference {field}s"
+                        ));
                     }
                 }
                 Ok(())
             }
             (Operation::Delete, _, Some(pod)) => on_node(attempt, node, pod, "delete"),
-            _ => refuse(format!("unexpected operation, node {node:?} can only create and delete mirror pods")),
+            _ => refuse(format!(
+                "unexpected operation, node {node:?} can only create and delete mirror pods"
+            )),
         },
         ("", "pods", "status") => match (object, old) {
             (Some(new), Some(old)) => {
@@ -129,17 +146,28 @@ pub fn restriction(
         },
         ("coordination.k8s.io", "leases", "") => {
             if call.info.namespace != "kube-node-lease" {
-                return refuse(format!("can only access leases in the \"kube-node-lease\" system namespace, not {:?}", call.info.namespace));
+                return refuse(format!(
+                    "can only access leases in the \"kube-node-lease\" system namespace, not {:?}",
+                    call.info.namespace
+                ));
             }
             let target = object.or(old).map(meta::name).unwrap_or(name);
             if target != node {
-                return refuse(format!("can only access node lease with the same name as the requesting node, {node:?}"));
+                return refuse(format!(
+                    "can only access node lease with the same name as the requesting node, {node:?}"
+                ));
             }
             Ok(())
         }
         ("storage.k8s.io", "csinodes", "") => {
             let target = object.or(old).map(meta::name).unwrap_or(name);
-            if target == node { Ok(()) } else { refuse(format!("can only access CSINode with the same name as the requesting node, {node:?}")) }
+            if target == node {
+                Ok(())
+            } else {
+                refuse(format!(
+                    "can only access CSINode with the same name as the requesting node, {node:?}"
+                ))
+            }
         }
         _ => Ok(()),
     }
@@ -160,14 +188,19 @@ fn own_node(attempt: &Attempt<'_>, node: &str, object: &Value, old: Option<&Valu
         return if bad.is_empty() {
             Ok(())
         } else {
-            refuse(format!("is not allowed to set the following labels: {}", bad.join(", ")))
+            refuse(format!(
+                "is not allowed to set the following labels: {}",
+                bad.join(", ")
+            ))
         };
     };
     if meta::at(object, "spec.taints") != meta::at(old, "spec.taints") {
         return refuse(format!("node {node:?} is not allowed to modify taints"));
     }
     if object["spec"]["configSource"] != old["spec"]["configSource"] {
-        return refuse(format!("node {node:?} cannot update configSource to a new non-null configSource"));
+        return refuse(format!(
+            "node {node:?} cannot update configSource to a new non-null configSource"
+        ));
     }
     if meta::owner_references(object) != meta::owner_references(old) {
         return refuse(format!("node {node:?} is not allowed to modify ownerReferences"));
@@ -191,11 +224,14 @@ fn refused_labels(object: &Value, old: Option<&Value>) -> Vec<String> {
         .chain(before.keys().filter(|k| !new.contains_key(*k)))
         .filter(|key| {
             let domain = key.split_once('/').map_or("", |(d, _)| d);
-            let reserved = ["kubernetes.io", "k8s.io"].iter().any(|d| domain == *d || domain.ends_with(&format!(".{d}")));
+            let reserved = ["kubernetes.io", "k8s.io"]
+                .iter()
+                .any(|d| domain == *d || domain.ends_with(&format!(".{d}")));
             let free = ["node.kubernetes.io", "kubelet.kubernetes.io"]
                 .iter()
                 .any(|d| domain == *d || domain.ends_with(&format!(".{d}")));
-            let restricted = domain == "node-restriction.kubernetes.io" || domain.ends_with(".node-restriction.kubernetes.io");
+            let restricted = domain == "node-restriction.kubernetes.io"
+                || domain.ends_with(".node-restriction.kubernetes.io");
             restricted || (reserved && !free && !OWN_LABELS.contains(&key.as_str()))
         })
         .cloned()
@@ -211,9 +247,12 @@ mod tests {
     #[test]
     fn kubelets_set_their_own_labels_only() {
         let with = |labels: Value| json!({"metadata": {"labels": labels}});
-        let fine = with(json!({"kubernetes.io/hostname": "a", "example.com/x": "1", "node.kubernetes.io/y": "2"}));
+        let fine =
+            with(json!({"kubernetes.io/hostname": "a", "example.com/x": "1", "node.kubernetes.io/y": "2"}));
         assert!(refused_labels(&fine, None).is_empty());
-        let role = with(json!({"node-role.kubernetes.io/control-plane": "", "node-restriction.kubernetes.io/z": ""}));
+        let role = with(
+            json!({"node-role.kubernetes.io/control-plane": "", "node-restriction.kubernetes.io/z": ""}),
+        );
         assert_eq!(refused_labels(&role, None).len(), 2);
         assert!(refused_labels(&role, Some(&role)).is_empty());
         assert_eq!(refused_labels(&with(json!({})), Some(&role)).len(), 2);

@@ -18,7 +18,9 @@ type Amounts = BTreeMap<String, Quantity>;
 
 fn amounts(value: &Value) -> Amounts {
     let entries = value.as_object().into_iter().flatten();
-    entries.filter_map(|(k, v)| Some((k.clone(), Quantity::from_value(v).ok()?))).collect()
+    entries
+        .filter_map(|(k, v)| Some((k.clone(), Quantity::from_value(v).ok()?)))
+        .collect()
 }
 
 fn ranges(attempt: &Attempt<'_>) -> Vec<Value> {
@@ -27,7 +29,9 @@ fn ranges(attempt: &Attempt<'_>) -> Vec<Value> {
 }
 
 fn container_lists(pod: &Value) -> impl Iterator<Item = &Value> {
-    ["initContainers", "containers"].into_iter().flat_map(|l| pod["spec"][l].as_array().into_iter().flatten())
+    ["initContainers", "containers"]
+        .into_iter()
+        .flat_map(|l| pod["spec"][l].as_array().into_iter().flatten())
 }
 
 /// Containers that ask for nothing get what the namespace's LimitRanges say.
@@ -36,12 +40,19 @@ pub fn limit_defaults(attempt: &Attempt<'_>, pod: &mut Value, _: Option<&Value>)
         return Ok(());
     }
     for range in ranges(attempt) {
-        for item in meta::list_at(&range, "spec.limits").iter().filter(|i| i["type"] == "Container") {
+        for item in meta::list_at(&range, "spec.limits")
+            .iter()
+            .filter(|i| i["type"] == "Container")
+        {
             for list in ["initContainers", "containers"] {
-                let Some(containers) = pod["spec"][list].as_array_mut() else { continue };
+                let Some(containers) = pod["spec"][list].as_array_mut() else {
+                    continue;
+                };
                 for container in containers {
                     for (default, field) in [("default", "limits"), ("defaultRequest", "requests")] {
-                        let Some(values) = item[default].as_object() else { continue };
+                        let Some(values) = item[default].as_object() else {
+                            continue;
+                        };
                         let own = meta::object_mut(container, &format!("resources.{field}"));
                         for (name, value) in values {
                             own.entry(name.clone()).or_insert_with(|| value.clone());
@@ -62,7 +73,10 @@ pub fn limits(
     _: &mut Vec<Precondition>,
 ) -> Result<(), Status> {
     let Some(object) = object else { return Ok(()) };
-    let (pod, claim) = (attempt.creates("", "pods"), attempt.creates("", "persistentvolumeclaims"));
+    let (pod, claim) = (
+        attempt.creates("", "pods"),
+        attempt.creates("", "persistentvolumeclaims"),
+    );
     if !pod && !claim {
         return Ok(());
     }
@@ -73,10 +87,22 @@ pub fn limits(
                 Some("Container") if pod => {
                     for container in container_lists(object) {
                         let resources = &container["resources"];
-                        check(item, "Container", &amounts(&resources["requests"]), &amounts(&resources["limits"]), &mut errors);
+                        check(
+                            item,
+                            "Container",
+                            &amounts(&resources["requests"]),
+                            &amounts(&resources["limits"]),
+                            &mut errors,
+                        );
                     }
                 }
-                Some("Pod") if pod => check(item, "Pod", &pod_total(object, "requests"), &pod_total(object, "limits"), &mut errors),
+                Some("Pod") if pod => check(
+                    item,
+                    "Pod",
+                    &pod_total(object, "requests"),
+                    &pod_total(object, "limits"),
+                    &mut errors,
+                ),
                 Some("PersistentVolumeClaim") if claim => {
                     let requests = amounts(&object["spec"]["resources"]["requests"]);
                     check(item, "PersistentVolumeClaim", &requests, &requests, &mut errors);
@@ -88,7 +114,11 @@ pub fn limits(
     if errors.is_empty() {
         return Ok(());
     }
-    let why = if errors.len() == 1 { errors.remove(0) } else { format!("[{}]", errors.join(", ")) };
+    let why = if errors.len() == 1 {
+        errors.remove(0)
+    } else {
+        format!("[{}]", errors.join(", "))
+    };
     Err(attempt.forbidden(meta::name(object), &why))
 }
 
@@ -99,7 +129,10 @@ fn shown(q: &Quantity) -> String {
 fn check(item: &Value, what: &str, requests: &Amounts, limits: &Amounts, errors: &mut Vec<String>) {
     for (name, min) in amounts(&item["min"]) {
         match requests.get(&name) {
-            None => errors.push(format!("minimum {name} usage per {what} is {}.  No request is specified", shown(&min))),
+            None => errors.push(format!(
+                "minimum {name} usage per {what} is {}.  No request is specified",
+                shown(&min)
+            )),
             Some(have) if have.minus(&min).sign() < 0 => errors.push(format!(
                 "minimum {name} usage per {what} is {}, but request is {}",
                 shown(&min),
@@ -110,7 +143,10 @@ fn check(item: &Value, what: &str, requests: &Amounts, limits: &Amounts, errors:
     }
     for (name, max) in amounts(&item["max"]) {
         match limits.get(&name) {
-            None => errors.push(format!("maximum {name} usage per {what} is {}.  No limit is specified", shown(&max))),
+            None => errors.push(format!(
+                "maximum {name} usage per {what} is {}.  No limit is specified",
+                shown(&max)
+            )),
             Some(have) if have.minus(&max).sign() > 0 => errors.push(format!(
                 "maximum {name} usage per {what} is {}, but limit is {}",
                 shown(&max),
@@ -126,7 +162,9 @@ fn pod_total(pod: &Value, field: &str) -> Amounts {
     let mut total = Amounts::new();
     for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
         for (name, amount) in amounts(&container["resources"][field]) {
-            let sum = total.get(&name).map_or_else(|| amount.clone(), |t| t.plus(&amount));
+            let sum = total
+                .get(&name)
+                .map_or_else(|| amount.clone(), |t| t.plus(&amount));
             total.insert(name, sum);
         }
     }
@@ -144,7 +182,11 @@ fn pod_total(pod: &Value, field: &str) -> Amounts {
 pub fn usage(kind: &skiff_api::kinds::Kind, object: &Value) -> Amounts {
     let mut used = Amounts::new();
     let one = Quantity::units(1);
-    let count = if kind.group.is_empty() { format!("count/{}", kind.plural) } else { format!("count/{}.{}", kind.plural, kind.group) };
+    let count = if kind.group.is_empty() {
+        format!("count/{}", kind.plural)
+    } else {
+        format!("count/{}.{}", kind.plural, kind.group)
+    };
     used.insert(count, one.clone());
     if kind.group.is_empty() {
         match &*kind.plural {
@@ -210,8 +252,11 @@ pub fn quota(
     let snapshot = server.store.snapshot();
     let prefix = quota_kind.prefix_in(Some(namespace));
     for entry in snapshot.range(&prefix, None) {
-        let Ok(quota) = serde_json::from_slice::<Value>(&entry.value) else { continue };
-        let has_scopes = !meta::list_at(&quota, "spec.scopes").is_empty() || quota["spec"]["scopeSelector"].is_object();
+        let Ok(quota) = serde_json::from_slice::<Value>(&entry.value) else {
+            continue;
+        };
+        let has_scopes =
+            !meta::list_at(&quota, "spec.scopes").is_empty() || quota["spec"]["scopeSelector"].is_object();
         if has_scopes && call.kind.plural != "pods" {
             continue;
         }
@@ -221,12 +266,25 @@ pub fn quota(
         let hard = amounts(&quota["spec"]["hard"]);
         let wanted = usage(&call.kind, object);
         let relevant: Vec<&String> = hard.keys().filter(|k| wanted.contains_key(*k)).collect();
-        let computed = ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
+        let computed = [
+            "cpu",
+            "memory",
+            "requests.cpu",
+            "requests.memory",
+            "limits.cpu",
+            "limits.memory",
+        ];
         if call.kind.plural == "pods" && call.kind.group.is_empty() {
-            let missing: Vec<&str> =
-                computed.into_iter().filter(|c| hard.contains_key(*c) && !wanted.contains_key(*c)).collect();
+            let missing: Vec<&str> = computed
+                .into_iter()
+                .filter(|c| hard.contains_key(*c) && !wanted.contains_key(*c))
+                .collect();
             if !missing.is_empty() {
-                let why = format!("failed quota: {}: must specify {}", meta::name(&quota), missing.join(","));
+                let why = format!(
+                    "failed quota: {}: must specify {}",
+                    meta::name(&quota),
+                    missing.join(",")
+                );
                 return Err(attempt.forbidden(meta::name(object), &why));
             }
         }
@@ -235,26 +293,34 @@ pub fn quota(
         }
         let mut used = Amounts::new();
         for other in snapshot.range(&call.kind.prefix_in(Some(namespace)), None) {
-            let Ok(other) = serde_json::from_slice::<Value>(&other.value) else { continue };
+            let Ok(other) = serde_json::from_slice::<Value>(&other.value) else {
+                continue;
+            };
             if has_scopes && !in_scopes(&quota, &other) {
                 continue;
             }
             for (name, amount) in usage(&call.kind, &other) {
-                let sum = used.get(&name).map_or_else(|| amount.clone(), |u| u.plus(&amount));
+                let sum = used
+                    .get(&name)
+                    .map_or_else(|| amount.clone(), |u| u.plus(&amount));
                 used.insert(name, sum);
             }
         }
         let over: Vec<&String> = relevant
             .into_iter()
             .filter(|name| {
-                let have = used.get(*name).map_or_else(|| wanted[*name].clone(), |u| u.plus(&wanted[*name]));
+                let have = used
+                    .get(*name)
+                    .map_or_else(|| wanted[*name].clone(), |u| u.plus(&wanted[*name]));
                 have.minus(&hard[*name]).sign() > 0
             })
             .collect();
         if !over.is_empty() {
             let list = |of: &Amounts| {
-                let items: Vec<String> =
-                    over.iter().map(|n| format!("{n}={}", of.get(*n).map_or_else(|| "0".to_owned(), shown))).collect();
+                let items: Vec<String> = over
+                    .iter()
+                    .map(|n| format!("{n}={}", of.get(*n).map_or_else(|| "0".to_owned(), shown)))
+                    .collect();
                 items.join(",")
             };
             let why = format!(
@@ -266,15 +332,21 @@ pub fn quota(
             );
             return Err(attempt.forbidden(meta::name(object), &why));
         }
-        conditions.push(Precondition::Revision { key: entry.key.to_string(), mod_revision: entry.mod_revision });
+        conditions.push(Precondition::Revision {
+            key: entry.key.to_string(),
+            mod_revision: entry.mod_revision,
+        });
     }
     Ok(())
 }
 
 fn in_scopes(quota: &Value, pod: &Value) -> bool {
     let terminating = meta::int_at(pod, "spec.activeDeadlineSeconds").is_some();
-    let best_effort = container_lists(pod)
-        .all(|c| ["requests", "limits"].iter().all(|f| amounts(&c["resources"][f]).is_empty()));
+    let best_effort = container_lists(pod).all(|c| {
+        ["requests", "limits"]
+            .iter()
+            .all(|f| amounts(&c["resources"][f]).is_empty())
+    });
     let class = meta::str_at(pod, "spec.priorityClassName");
     let scope = |name: &str, operator: &str, values: &[Value]| match name {
         "Terminating" => terminating,
@@ -289,13 +361,17 @@ fn in_scopes(quota: &Value, pod: &Value) -> bool {
         },
         _ => false,
     };
-    let plain = meta::list_at(quota, "spec.scopes").iter().all(|s| scope(s.as_str().unwrap_or_default(), "Exists", &[]));
-    let selected = meta::list_at(quota, "spec.scopeSelector.matchExpressions").iter().all(|e| {
-        scope(
-            e["scopeName"].as_str().unwrap_or_default(),
-            e["operator"].as_str().unwrap_or_default(),
-            meta::list_at(e, "values"),
-        )
-    });
+    let plain = meta::list_at(quota, "spec.scopes")
+        .iter()
+        .all(|s| scope(s.as_str().unwrap_or_default(), "Exists", &[]));
+    let selected = meta::list_at(quota, "spec.scopeSelector.matchExpressions")
+        .iter()
+        .all(|e| {
+            scope(
+                e["scopeName"].as_str().unwrap_or_default(),
+                e["operator"].as_str().unwrap_or_default(),
+                meta::list_at(e, "values"),
+            )
+        });
     plain && selected
 }

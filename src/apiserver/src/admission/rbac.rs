@@ -24,7 +24,8 @@ pub fn escalation(
     _: &mut Vec<Precondition>,
 ) -> Result<(), Status> {
     let call = attempt.call;
-    let Some(object) = object.filter(|_| call.kind.group == GROUP && attempt.operation != Operation::Delete) else {
+    let Some(object) = object.filter(|_| call.kind.group == GROUP && attempt.operation != Operation::Delete)
+    else {
         return Ok(());
     };
     if call.user.in_group(MASTERS) {
@@ -58,16 +59,26 @@ pub fn escalation(
                 // What it will contain is not known yet, so everything must be held.
                 let all = || vec!["*".to_owned()];
                 vec![
-                    Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() },
-                    Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() },
+                    Rule {
+                        verbs: all(),
+                        api_groups: all(),
+                        resources: all(),
+                        ..Rule::default()
+                    },
+                    Rule {
+                        verbs: all(),
+                        non_resource_urls: all(),
+                        ..Rule::default()
+                    },
                 ]
             } else {
                 serde_json::from_value(object["rules"].clone()).unwrap_or_default()
             }
         }
         "rolebindings" | "clusterrolebindings" => {
-            let unchanged = old
-                .is_some_and(|old| old["roleRef"] == object["roleRef"] && old["subjects"] == object["subjects"]);
+            let unchanged = old.is_some_and(|old| {
+                old["roleRef"] == object["roleRef"] && old["subjects"] == object["subjects"]
+            });
             let role = meta::str_at(object, "roleRef.name");
             let cluster = meta::str_at(object, "roleRef.kind") == "ClusterRole";
             let resource = if cluster { "clusterroles" } else { "roles" };
@@ -75,7 +86,10 @@ pub fn escalation(
                 return Ok(());
             }
             let of = if cluster { "" } else { namespace };
-            let key = RoleKey { namespace: of.to_owned(), name: role.to_owned() };
+            let key = RoleKey {
+                namespace: of.to_owned(),
+                name: role.to_owned(),
+            };
             match rbac.role(&key) {
                 Some(rules) => rules.to_vec(),
                 None => return Err(Status::not_found(&format!("{resource}.{GROUP}"), role)),

@@ -24,7 +24,10 @@ pub fn priority(attempt: &Attempt<'_>, pod: &mut Value, _: Option<&Value>) -> Re
     let name = meta::str_at(pod, "spec.priorityClassName").to_owned();
     let class = if name.is_empty() {
         let classes = attempt.server.objects(kind, None);
-        classes.into_iter().filter(|c| c["globalDefault"] == true).min_by_key(|c| c["value"].as_i64().unwrap_or(0))
+        classes
+            .into_iter()
+            .filter(|c| c["globalDefault"] == true)
+            .min_by_key(|c| c["value"].as_i64().unwrap_or(0))
     } else {
         let found = attempt.server.store.get(&kind.key("", &name));
         match found.and_then(|e| serde_json::from_slice::<Value>(&e.value).ok()) {
@@ -36,11 +39,16 @@ pub fn priority(attempt: &Attempt<'_>, pod: &mut Value, _: Option<&Value>) -> Re
         }
     };
     let value = class.as_ref().and_then(|c| c["value"].as_i64()).unwrap_or(0);
-    let policy = class.as_ref().and_then(|c| c["preemptionPolicy"].as_str()).unwrap_or("PreemptLowerPriority");
+    let policy = class
+        .as_ref()
+        .and_then(|c| c["preemptionPolicy"].as_str())
+        .unwrap_or("PreemptLowerPriority");
     if let Some(set) = meta::int_at(pod, "spec.priority")
         && set != value
     {
-        let why = format!("the integer value of priority ({set}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name");
+        let why = format!(
+            "the integer value of priority ({set}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
+        );
         return Err(attempt.forbidden(meta::name(pod), &why));
     }
     if name.is_empty()
@@ -106,7 +114,12 @@ pub fn ingress_class(attempt: &Attempt<'_>, ingress: &mut Value, _: Option<&Valu
     if attempt.creates("networking.k8s.io", "ingresses")
         && ingress["spec"].get("ingressClassName").is_none_or(Value::is_null)
         && meta::annotation(ingress, "kubernetes.io/ingress.class").is_none()
-        && let Some(class) = default_class(attempt, "networking.k8s.io", "ingressclasses", DEFAULT_INGRESS_CLASS)
+        && let Some(class) = default_class(
+            attempt,
+            "networking.k8s.io",
+            "ingressclasses",
+            DEFAULT_INGRESS_CLASS,
+        )
     {
         meta::set(ingress, "spec.ingressClassName", class);
     }
@@ -114,7 +127,11 @@ pub fn ingress_class(attempt: &Attempt<'_>, ingress: &mut Value, _: Option<&Valu
 }
 
 /// Volumes and claims are held until nothing uses them.
-pub fn storage_protection(attempt: &Attempt<'_>, object: &mut Value, _: Option<&Value>) -> Result<(), Status> {
+pub fn storage_protection(
+    attempt: &Attempt<'_>,
+    object: &mut Value,
+    _: Option<&Value>,
+) -> Result<(), Status> {
     let finalizer = if attempt.creates("", "persistentvolumeclaims") {
         "kubernetes.io/pvc-protection"
     } else if attempt.creates("", "persistentvolumes") {
@@ -132,7 +149,11 @@ pub fn storage_protection(attempt: &Attempt<'_>, object: &mut Value, _: Option<&
 }
 
 /// A certificate request says who made it; nobody can say that for another.
-pub fn certificate_requestor(attempt: &Attempt<'_>, csr: &mut Value, _: Option<&Value>) -> Result<(), Status> {
+pub fn certificate_requestor(
+    attempt: &Attempt<'_>,
+    csr: &mut Value,
+    _: Option<&Value>,
+) -> Result<(), Status> {
     if !attempt.creates("certificates.k8s.io", "certificatesigningrequests") {
         return Ok(());
     }
@@ -160,7 +181,11 @@ fn may_on_signer(attempt: &Attempt<'_>, verb: &str, signer: &str) -> bool {
             is_resource: true,
             ..Attributes::default()
         };
-        attempt.server.authorizer.decide(&attempt.call.user, &attributes).is_ok()
+        attempt
+            .server
+            .authorizer
+            .decide(&attempt.call.user, &attributes)
+            .is_ok()
     })
 }
 
@@ -175,7 +200,9 @@ pub fn certificate_approval(
     if call.kind.plural != "certificatesigningrequests" || call.sub_name() != "approval" {
         return Ok(());
     }
-    let signer = old.map(|o| meta::str_at(o, "spec.signerName")).unwrap_or_default();
+    let signer = old
+        .map(|o| meta::str_at(o, "spec.signerName"))
+        .unwrap_or_default();
     if may_on_signer(attempt, "approve", signer) {
         return Ok(());
     }
@@ -198,7 +225,9 @@ pub fn certificate_signing(
     if certificate(new) == certificate(old) {
         return Ok(());
     }
-    let signer = old.map(|o| meta::str_at(o, "spec.signerName")).unwrap_or_default();
+    let signer = old
+        .map(|o| meta::str_at(o, "spec.signerName"))
+        .unwrap_or_default();
     if may_on_signer(attempt, "sign", signer) {
         return Ok(());
     }
@@ -213,20 +242,31 @@ pub fn certificate_subject(
     _: Option<&Value>,
     _: &mut Vec<Precondition>,
 ) -> Result<(), Status> {
-    let Some(csr) = csr.filter(|_| attempt.creates("certificates.k8s.io", "certificatesigningrequests")) else {
+    let Some(csr) = csr.filter(|_| attempt.creates("certificates.k8s.io", "certificatesigningrequests"))
+    else {
         return Ok(());
     };
     if meta::str_at(csr, "spec.signerName") != "kubernetes.io/kube-apiserver-client" {
         return Ok(());
     }
-    let request = STANDARD.decode(meta::str_at(csr, "spec.request")).unwrap_or_default();
-    let masters = x509_parser::pem::parse_x509_pem(&request).ok().is_some_and(|(_, pem)| {
-        x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents).is_ok_and(|(_, r)| {
-            r.certification_request_info.subject.iter_organization().any(|o| o.as_str() == Ok(MASTERS))
-        })
-    });
+    let request = STANDARD
+        .decode(meta::str_at(csr, "spec.request"))
+        .unwrap_or_default();
+    let masters = x509_parser::pem::parse_x509_pem(&request)
+        .ok()
+        .is_some_and(|(_, pem)| {
+            x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents).is_ok_and(
+                |(_, r)| {
+                    r.certification_request_info
+                        .subject
+                        .iter_organization()
+                        .any(|o| o.as_str() == Ok(MASTERS))
+                },
+            )
+        });
     if masters {
-        let why = format!("use of kubernetes.io/kube-apiserver-client signer with {MASTERS} group is not allowed");
+        let why =
+            format!("use of kubernetes.io/kube-apiserver-client signer with {MASTERS} group is not allowed");
         return Err(attempt.forbidden(meta::name(csr), &why));
     }
     Ok(())

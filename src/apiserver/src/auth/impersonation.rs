@@ -12,14 +12,29 @@ const UID: &str = "impersonate-uid";
 const EXTRA: &str = "impersonate-extra-";
 
 /// The user to act as, when the headers name one and `user` may do that.
-pub fn impersonate(headers: &HeaderMap, user: &UserInfo, authorizer: &Authorizer) -> Result<Option<UserInfo>, Status> {
-    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).filter(|v| !v.is_empty());
-    let groups: Vec<String> =
-        headers.get_all(GROUP).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
+pub fn impersonate(
+    headers: &HeaderMap,
+    user: &UserInfo,
+    authorizer: &Authorizer,
+) -> Result<Option<UserInfo>, Status> {
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .filter(|v| !v.is_empty())
+    };
+    let groups: Vec<String> = headers
+        .get_all(GROUP)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .map(str::to_owned)
+        .collect();
     let mut extra: Vec<(String, String)> = Vec::new();
     for (name, value) in headers {
         if let Some(key) = name.as_str().strip_prefix(EXTRA) {
-            let key = percent_encoding::percent_decode_str(key).decode_utf8_lossy().into_owned();
+            let key = percent_encoding::percent_decode_str(key)
+                .decode_utf8_lossy()
+                .into_owned();
             extra.push((key, value.to_str().unwrap_or_default().to_owned()));
         }
     }
@@ -28,7 +43,9 @@ pub fn impersonate(headers: &HeaderMap, user: &UserInfo, authorizer: &Authorizer
         if groups.is_empty() && extra.is_empty() && uid.is_none() {
             return Ok(None);
         }
-        return Err(Status::bad_request("requested headers without impersonating a user"));
+        return Err(Status::bad_request(
+            "requested headers without impersonating a user",
+        ));
     };
     let ask = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
         authorizer.require(
@@ -45,7 +62,11 @@ pub fn impersonate(headers: &HeaderMap, user: &UserInfo, authorizer: &Authorizer
             },
         )
     };
-    let mut target = UserInfo { username: name.to_owned(), groups, ..UserInfo::default() };
+    let mut target = UserInfo {
+        username: name.to_owned(),
+        groups,
+        ..UserInfo::default()
+    };
     match target.as_service_account() {
         Some((namespace, account)) => ask("", "serviceaccounts", "", namespace, account)?,
         None => ask("", "users", "", "", name)?,
@@ -64,9 +85,16 @@ pub fn impersonate(headers: &HeaderMap, user: &UserInfo, authorizer: &Authorizer
     if target.groups.is_empty()
         && let Some((namespace, _)) = target.as_service_account()
     {
-        target.groups = vec![SERVICE_ACCOUNTS.to_owned(), format!("{SERVICE_ACCOUNTS}:{namespace}")];
+        target.groups = vec![
+            SERVICE_ACCOUNTS.to_owned(),
+            format!("{SERVICE_ACCOUNTS}:{namespace}"),
+        ];
     }
-    let implied = if target.username == ANONYMOUS { UNAUTHENTICATED } else { AUTHENTICATED };
+    let implied = if target.username == ANONYMOUS {
+        UNAUTHENTICATED
+    } else {
+        AUTHENTICATED
+    };
     if !target.in_group(AUTHENTICATED) && !target.in_group(UNAUTHENTICATED) {
         target.groups.push(implied.to_owned());
     }

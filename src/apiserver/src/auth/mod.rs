@@ -52,7 +52,13 @@ impl Authenticator {
         audiences: Vec<String>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { store, keys, issuer, audiences, clock }
+        Self {
+            store,
+            keys,
+            issuer,
+            audiences,
+            clock,
+        }
     }
 
     /// The audiences this server itself is.
@@ -101,14 +107,27 @@ impl Authenticator {
         }
         if token::looks_like_ours(token) {
             let now = unix_seconds(self.clock.now());
-            let claims = self.keys.verify(token, &self.issuer, now).map_err(|e| e.to_string())?;
-            let shared: Vec<String> = claims.aud.iter().filter(|a| audiences.contains(a)).cloned().collect();
+            let claims = self
+                .keys
+                .verify(token, &self.issuer, now)
+                .map_err(|e| e.to_string())?;
+            let shared: Vec<String> = claims
+                .aud
+                .iter()
+                .filter(|a| audiences.contains(a))
+                .cloned()
+                .collect();
             if shared.is_empty() {
-                return Err(format!("token audiences {:?} are invalid for the target audiences {audiences:?}", claims.aud));
+                return Err(format!(
+                    "token audiences {:?} are invalid for the target audiences {audiences:?}",
+                    claims.aud
+                ));
             }
             return Ok((self.service_account(&claims)?, shared));
         }
-        let user = self.bootstrap_token(token).ok_or_else(|| "unknown token".to_owned())?;
+        let user = self
+            .bootstrap_token(token)
+            .ok_or_else(|| "unknown token".to_owned())?;
         Ok((user, audiences.to_vec()))
     }
 
@@ -120,21 +139,36 @@ impl Authenticator {
         if claims.sub != format!("system:serviceaccount:{namespace}:{name}") {
             return Err("token subject does not match its claims".to_owned());
         }
-        self.alive("service account", &format!("/registry/serviceaccounts/{namespace}/{name}"), &bound.serviceaccount.uid)?;
+        self.alive(
+            "service account",
+            &format!("/registry/serviceaccounts/{namespace}/{name}"),
+            &bound.serviceaccount.uid,
+        )?;
         let mut user = UserInfo::service_account(namespace, name, &bound.serviceaccount.uid);
         let mut extra = |key: &str, value: &str| {
             if !value.is_empty() {
-                user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value.to_owned()]);
+                user.extra.insert(
+                    format!("authentication.kubernetes.io/{key}"),
+                    vec![value.to_owned()],
+                );
             }
         };
         if !claims.jti.is_empty() {
             extra("credential-id", &format!("JTI={}", claims.jti));
         }
         if let Some(secret) = &bound.secret {
-            self.alive("secret", &format!("/registry/secrets/{namespace}/{}", secret.name), &secret.uid)?;
+            self.alive(
+                "secret",
+                &format!("/registry/secrets/{namespace}/{}", secret.name),
+                &secret.uid,
+            )?;
         }
         if let Some(pod) = &bound.pod {
-            self.alive("pod", &format!("/registry/pods/{namespace}/{}", pod.name), &pod.uid)?;
+            self.alive(
+                "pod",
+                &format!("/registry/pods/{namespace}/{}", pod.name),
+                &pod.uid,
+            )?;
             extra("pod-name", &pod.name);
             extra("pod-uid", &pod.uid);
         }
@@ -149,7 +183,10 @@ impl Authenticator {
     }
 
     fn alive(&self, what: &str, key: &str, uid: &str) -> Result<(), String> {
-        let entry = self.store.get(key).ok_or_else(|| format!("the token's {what} no longer exists"))?;
+        let entry = self
+            .store
+            .get(key)
+            .ok_or_else(|| format!("the token's {what} no longer exists"))?;
         if scan::string(&entry.value, &["metadata", "uid"]).as_deref() != Some(uid) {
             return Err(format!("the token's {what} was replaced by another"));
         }
@@ -166,11 +203,14 @@ impl Authenticator {
 
     fn bootstrap_token(&self, token: &str) -> Option<UserInfo> {
         let (id, secret) = token.split_once('.')?;
-        let plain = |s: &str, len| s.len() == len && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let plain =
+            |s: &str, len| s.len() == len && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         if !plain(id, 6) || !plain(secret, 16) {
             return None;
         }
-        let entry = self.store.get(&format!("/registry/secrets/kube-system/bootstrap-token-{id}"))?;
+        let entry = self
+            .store
+            .get(&format!("/registry/secrets/kube-system/bootstrap-token-{id}"))?;
         let object: Value = serde_json::from_slice(&entry.value).ok()?;
         if object["type"] != BOOTSTRAP_TYPE || object["metadata"]["deletionTimestamp"].is_string() {
             return None;
@@ -180,7 +220,11 @@ impl Authenticator {
             .iter()
             .filter_map(|(k, v)| Some((k.as_str(), STANDARD.decode(v.as_str()?).ok()?)))
             .collect();
-        let text = |key: &str| data.get(key).and_then(|v| std::str::from_utf8(v).ok()).unwrap_or_default();
+        let text = |key: &str| {
+            data.get(key)
+                .and_then(|v| std::str::from_utf8(v).ok())
+                .unwrap_or_default()
+        };
         let stored = data.get("token-secret")?;
         if !bool::from(stored.as_slice().ct_eq(secret.as_bytes())) || text("token-id") != id {
             return None;
@@ -198,18 +242,32 @@ impl Authenticator {
         let mut groups = vec![BOOTSTRAPPERS.to_owned()];
         let extension = format!("{BOOTSTRAPPERS}:");
         groups.extend(
-            text("auth-extra-groups").split(',').map(str::trim).filter(|g| g.starts_with(&extension)).map(str::to_owned),
+            text("auth-extra-groups")
+                .split(',')
+                .map(str::trim)
+                .filter(|g| g.starts_with(&extension))
+                .map(str::to_owned),
         );
         groups.push(AUTHENTICATED.to_owned());
-        Some(UserInfo { username: format!("system:bootstrap:{id}"), groups, ..UserInfo::default() })
+        Some(UserInfo {
+            username: format!("system:bootstrap:{id}"),
+            groups,
+            ..UserInfo::default()
+        })
     }
 }
 
 /// A token in `Sec-WebSocket-Protocol`, where browsers must put it.
 fn websocket_token(parts: &Parts) -> Option<String> {
     const PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
-    let offered = parts.headers.get(http::header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
+    let offered = parts
+        .headers
+        .get(http::header::SEC_WEBSOCKET_PROTOCOL)?
+        .to_str()
+        .ok()?;
     let encoded = offered.split(',').find_map(|p| p.trim().strip_prefix(PREFIX))?;
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).ok()?;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(encoded)
+        .ok()?;
     String::from_utf8(bytes).ok()
 }

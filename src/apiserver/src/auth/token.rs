@@ -111,11 +111,16 @@ impl Keys {
 
     /// A signed token with these claims.
     pub fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
-        let header = Header { alg: "ES256".to_owned(), kid: self.keys[0].key_id().to_owned() };
+        let header = Header {
+            alg: "ES256".to_owned(),
+            kid: self.keys[0].key_id().to_owned(),
+        };
         let header = serde_json::to_vec(&header).map_err(|_| TokenError::Signing)?;
         let claims = serde_json::to_vec(claims).map_err(|_| TokenError::Signing)?;
         let mut token = format!("{}.{}", B64.encode(header), B64.encode(claims));
-        let signature = self.keys[0].sign(token.as_bytes()).map_err(|_| TokenError::Signing)?;
+        let signature = self.keys[0]
+            .sign(token.as_bytes())
+            .map_err(|_| TokenError::Signing)?;
         token.push('.');
         B64.encode_string(&signature, &mut token);
         Ok(token)
@@ -191,7 +196,14 @@ mod tests {
     }
 
     fn claims() -> Claims {
-        Claims { exp: 200, iat: 100, nbf: 100, iss: "us".into(), sub: "s".into(), ..Claims::default() }
+        Claims {
+            exp: 200,
+            iat: 100,
+            nbf: 100,
+            iss: "us".into(),
+            sub: "s".into(),
+            ..Claims::default()
+        }
     }
 
     #[test]
@@ -215,9 +227,15 @@ mod tests {
         let mut forged = claims();
         forged.exp = 10_000;
         let body = B64.encode(serde_json::to_vec(&forged).unwrap());
-        assert_eq!(ours.verify(&format!("{}.{body}.{}", parts[0], parts[2]), "us", 150), Err(TokenError::Signature));
+        assert_eq!(
+            ours.verify(&format!("{}.{body}.{}", parts[0], parts[2]), "us", 150),
+            Err(TokenError::Signature)
+        );
         let none = B64.encode(br#"{"alg":"none"}"#);
-        assert_eq!(ours.verify(&format!("{none}.{body}."), "us", 150), Err(TokenError::Signature));
+        assert_eq!(
+            ours.verify(&format!("{none}.{body}."), "us", 150),
+            Err(TokenError::Signature)
+        );
         for bad in ["", ".", "..", "a.b.c", "e30.e30.e30"] {
             assert!(ours.verify(bad, "us", 150).is_err(), "{bad}");
         }

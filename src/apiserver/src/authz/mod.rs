@@ -38,7 +38,11 @@ pub struct Attributes<'a> {
 impl Attributes<'_> {
     /// `resource.group`, as errors name it.
     pub fn group_resource(&self) -> String {
-        if self.group.is_empty() { self.resource.to_owned() } else { format!("{}.{}", self.resource, self.group) }
+        if self.group.is_empty() {
+            self.resource.to_owned()
+        } else {
+            format!("{}.{}", self.resource, self.group)
+        }
     }
 }
 
@@ -52,7 +56,10 @@ pub struct Authorizer {
 impl Authorizer {
     /// Authorizes by what `store` holds.
     pub fn new(store: Store) -> Self {
-        Self { node: NodeAuthorizer::new(store.clone()), rbac: Rbac::new(store) }
+        Self {
+            node: NodeAuthorizer::new(store.clone()),
+            rbac: Rbac::new(store),
+        }
     }
 
     /// Whether the user may do it; the error says why not, often nothing.
@@ -76,7 +83,8 @@ impl Authorizer {
 
     /// As [`Authorizer::decide`], with the refusal clients know.
     pub fn require(&self, user: &UserInfo, request: &Attributes<'_>) -> Result<(), Status> {
-        self.decide(user, request).map_err(|reason| refusal(user, request, &reason))
+        self.decide(user, request)
+            .map_err(|reason| refusal(user, request, &reason))
     }
 }
 
@@ -84,8 +92,15 @@ impl Authorizer {
 pub fn refusal(user: &UserInfo, request: &Attributes<'_>, reason: &str) -> Status {
     let mut why = format!("User {:?} cannot {} ", user.username, request.verb);
     if request.is_resource {
-        let sub = if request.subresource.is_empty() { String::new() } else { format!("/{}", request.subresource) };
-        why.push_str(&format!("resource \"{}{sub}\" in API group {:?}", request.resource, request.group));
+        let sub = if request.subresource.is_empty() {
+            String::new()
+        } else {
+            format!("/{}", request.subresource)
+        };
+        why.push_str(&format!(
+            "resource \"{}{sub}\" in API group {:?}",
+            request.resource, request.group
+        ));
         if request.namespace.is_empty() {
             why.push_str(" at the cluster scope");
         } else {
@@ -98,6 +113,10 @@ pub fn refusal(user: &UserInfo, request: &Attributes<'_>, reason: &str) -> Statu
         why.push_str(": ");
         why.push_str(reason);
     }
-    let resource = if request.is_resource { request.group_resource() } else { String::new() };
+    let resource = if request.is_resource {
+        request.group_resource()
+    } else {
+        String::new()
+    };
     Status::forbidden(&resource, request.name, &why)
 }

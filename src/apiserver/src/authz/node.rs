@@ -18,7 +18,12 @@ use crate::scan;
 const ALWAYS: &[(&str, &str, &str, &[&str])] = &[
     ("authentication.k8s.io", "tokenreviews", "", &["create"]),
     ("authorization.k8s.io", "subjectaccessreviews", "", &["create"]),
-    ("authorization.k8s.io", "localsubjectaccessreviews", "", &["create"]),
+    (
+        "authorization.k8s.io",
+        "localsubjectaccessreviews",
+        "",
+        &["create"],
+    ),
     ("", "services", "", &["get", "list", "watch"]),
     ("", "nodes", "", &["create"]),
     ("", "events", "", &["create", "patch", "update"]),
@@ -26,7 +31,12 @@ const ALWAYS: &[(&str, &str, &str, &[&str])] = &[
     ("", "pods", "", &["create"]),
     ("", "pods", "eviction", &["create"]),
     ("", "endpoints", "", &["get"]),
-    ("certificates.k8s.io", "certificatesigningrequests", "", &["create", "get", "list", "watch"]),
+    (
+        "certificates.k8s.io",
+        "certificatesigningrequests",
+        "",
+        &["create", "get", "list", "watch"],
+    ),
     ("storage.k8s.io", "csidrivers", "", &["get", "list", "watch"]),
     ("node.k8s.io", "runtimeclasses", "", &["get", "list", "watch"]),
 ];
@@ -45,7 +55,9 @@ impl NodeAuthorizer {
     /// True: allowed. False: not a node's business, ask others. Error: a node
     /// asked for what is not its own.
     pub fn authorize(&self, user: &UserInfo, request: &Attributes<'_>) -> Result<bool, String> {
-        let Some(node) = user.node_name() else { return Ok(false) };
+        let Some(node) = user.node_name() else {
+            return Ok(false);
+        };
         if !request.is_resource {
             return Ok(false);
         }
@@ -70,13 +82,18 @@ impl NodeAuthorizer {
                 }
             }
             ("", "pods", "" | "status") => {
-                let verbs: &[&str] = if a.subresource.is_empty() { &["delete"] } else { &["patch", "update"] };
+                let verbs: &[&str] = if a.subresource.is_empty() {
+                    &["delete"]
+                } else {
+                    &["patch", "update"]
+                };
                 verbs.contains(&a.verb) && self.pod_on_node(a.namespace, a.name, node)
             }
             ("", "secrets", "") => self.reads_named(a, read, node, "secret"),
             ("", "configmaps", "") => self.reads_named(a, read, node, "configmap"),
             ("", "persistentvolumeclaims", "" | "status") => {
-                let verb = a.verb == "get" || (a.subresource == "status" && matches!(a.verb, "patch" | "update"));
+                let verb =
+                    a.verb == "get" || (a.subresource == "status" && matches!(a.verb, "patch" | "update"));
                 verb && self.pods_need(a.namespace, node, |pod| refers(pod, "claim", a.name))
             }
             ("", "persistentvolumes", "") => a.verb == "get" && self.volume_needed(a.name, node),
@@ -99,12 +116,18 @@ impl NodeAuthorizer {
         if related {
             Ok(true)
         } else {
-            Err(format!("no relationship found between node '{node}' and this object"))
+            Err(format!(
+                "no relationship found between node '{node}' and this object"
+            ))
         }
     }
 
     fn reads_named(&self, a: &Attributes<'_>, read: bool, node: &str, what: &str) -> bool {
-        let name = if a.name.is_empty() { selected(a.field_selector, "metadata.name") } else { Some(a.name) };
+        let name = if a.name.is_empty() {
+            selected(a.field_selector, "metadata.name")
+        } else {
+            Some(a.name)
+        };
         let Some(name) = name else { return false };
         read && self.pods_need(a.namespace, node, |pod| refers(pod, what, name))
     }
@@ -128,9 +151,13 @@ impl NodeAuthorizer {
     }
 
     fn volume_needed(&self, volume: &str, node: &str) -> bool {
-        let Some(entry) = self.store.get(&format!("/registry/persistentvolumes/{volume}")) else { return false };
+        let Some(entry) = self.store.get(&format!("/registry/persistentvolumes/{volume}")) else {
+            return false;
+        };
         let claim = |field| scan::string(&entry.value, &["spec", "claimRef", field]);
-        let (Some(namespace), Some(name)) = (claim("namespace"), claim("name")) else { return false };
+        let (Some(namespace), Some(name)) = (claim("namespace"), claim("name")) else {
+            return false;
+        };
         self.pods_need(&namespace, node, |pod| refers(pod, "claim", &name))
     }
 }
@@ -168,7 +195,9 @@ fn refers(pod: &Value, what: &str, name: &str) -> bool {
                     v["name"].as_str().unwrap_or_default()
                 ) == name
         };
-        return volumes.iter().any(|v| is(&v["persistentVolumeClaim"]["claimName"]) || generated(v));
+        return volumes
+            .iter()
+            .any(|v| is(&v["persistentVolumeClaim"]["claimName"]) || generated(v));
     }
     let (volume, volume_name, env, env_from) = match what {
         "secret" => ("secret", "secretName", "secretKeyRef", "secretRef"),
@@ -176,13 +205,23 @@ fn refers(pod: &Value, what: &str, name: &str) -> bool {
     };
     let in_volume = |v: &Value| {
         is(&v[volume][volume_name])
-            || list(&v["projected"]["sources"]).iter().any(|source| is(&source[volume]["name"]))
+            || list(&v["projected"]["sources"])
+                .iter()
+                .any(|source| is(&source[volume]["name"]))
             || (what == "secret"
-                && ["cephfs", "rbd", "flexVolume", "scaleIO", "iscsi", "storageos", "csi"]
-                    .iter()
-                    .any(|kind| {
-                        is(&v[*kind]["secretRef"]["name"]) || is(&v[*kind]["nodePublishSecretRef"]["name"])
-                    }))
+                && [
+                    "cephfs",
+                    "rbd",
+                    "flexVolume",
+                    "scaleIO",
+                    "iscsi",
+                    "storageos",
+                    "csi",
+                ]
+                .iter()
+                .any(|kind| {
+                    is(&v[*kind]["secretRef"]["name"]) || is(&v[*kind]["nodePublishSecretRef"]["name"])
+                }))
             || (what == "secret" && is(&v["azureFile"]["secretName"]))
     };
     let in_container = |c: &Value| {
@@ -229,7 +268,11 @@ mod tests {
     #[test]
     fn selectors_must_demand_the_value() {
         assert!(selects("spec.nodeName=a", "spec.nodeName", "a"));
-        assert!(selects("status.phase=Running,spec.nodeName==a", "spec.nodeName", "a"));
+        assert!(selects(
+            "status.phase=Running,spec.nodeName==a",
+            "spec.nodeName",
+            "a"
+        ));
         assert!(!selects("spec.nodeName!=a", "spec.nodeName", "a"));
         assert!(!selects("spec.nodeName=", "spec.nodeName", ""));
     }

@@ -91,7 +91,10 @@ pub struct Rbac {
 impl Rbac {
     /// Follows the roles and bindings of `store`.
     pub fn new(store: Store) -> Self {
-        Self { follower: Mutex::new(Follower::new(store, PREFIX)), index: RwLock::default() }
+        Self {
+            follower: Mutex::new(Follower::new(store, PREFIX)),
+            index: RwLock::default(),
+        }
     }
 
     fn current(&self) -> RwLockReadGuard<'_, Index> {
@@ -109,7 +112,9 @@ impl Rbac {
     pub fn authorize(&self, user: &UserInfo, request: &Attributes<'_>) -> Result<(), String> {
         let index = self.current();
         let mut missing = Vec::new();
-        let allowed = index.visit(user, request.namespace, &mut missing, &mut |rule| rule.allows(request));
+        let allowed = index.visit(user, request.namespace, &mut missing, &mut |rule| {
+            rule.allows(request)
+        });
         if allowed {
             return Ok(());
         }
@@ -125,10 +130,11 @@ impl Rbac {
     /// Every rule that holds for the user in a namespace (empty: cluster-wide).
     pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> Vec<Rule> {
         let mut rules = Vec::new();
-        self.current().visit(user, namespace, &mut Vec::new(), &mut |rule| {
-            rules.push(rule.clone());
-            false
-        });
+        self.current()
+            .visit(user, namespace, &mut Vec::new(), &mut |rule| {
+                rules.push(rule.clone());
+                false
+            });
         rules
     }
 
@@ -149,13 +155,25 @@ impl Index {
         let subjects = std::iter::once(Subject::User(user.username.clone()))
             .chain(user.groups.iter().map(|group| Subject::Group(group.clone())));
         for subject in subjects {
-            for grant in self.by_subject.get(&subject).into_iter().flat_map(HashMap::values) {
+            for grant in self
+                .by_subject
+                .get(&subject)
+                .into_iter()
+                .flat_map(HashMap::values)
+            {
                 if !grant.scope.is_empty() && grant.scope != namespace {
                     continue;
                 }
                 let Some(rules) = self.roles.get(&grant.role) else {
-                    let kind = if grant.role.namespace.is_empty() { "clusterrole" } else { "role" };
-                    missing.push(format!("{kind}.rbac.authorization.k8s.io {:?} not found", grant.role.name));
+                    let kind = if grant.role.namespace.is_empty() {
+                        "clusterrole"
+                    } else {
+                        "role"
+                    };
+                    missing.push(format!(
+                        "{kind}.rbac.authorization.k8s.io {:?} not found",
+                        grant.role.name
+                    ));
                     continue;
                 };
                 if rules.iter().any(&mut *wanted) {
@@ -176,14 +194,19 @@ impl Index {
             Change::Delete(key) => (key, None),
         };
         let mut parts = key.strip_prefix(PREFIX).unwrap_or_default().split('/');
-        let (Some(resource), Some(first)) = (parts.next(), parts.next()) else { return };
+        let (Some(resource), Some(first)) = (parts.next(), parts.next()) else {
+            return;
+        };
         let (namespace, name) = match parts.next() {
             Some(name) => (first, name),
             None => ("", first),
         };
         match resource {
             ROLES | CLUSTER_ROLES => {
-                let role = RoleKey { namespace: namespace.to_owned(), name: name.to_owned() };
+                let role = RoleKey {
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                };
                 match value.map(|bytes| serde_json::from_slice::<RoleBody>(bytes)) {
                     Some(Ok(body)) => {
                         self.roles.insert(role, Arc::new(body.rules.unwrap_or_default()));
@@ -198,7 +221,9 @@ impl Index {
                 self.forget_binding(key);
                 match value.map(|bytes| serde_json::from_slice::<BindingBody>(bytes)) {
                     Some(Ok(body)) => self.bind(key, namespace, body),
-                    Some(Err(error)) => tracing::warn!(key = &**key, %error, "stored binding is not readable"),
+                    Some(Err(error)) => {
+                        tracing::warn!(key = &**key, %error, "stored binding is not readable")
+                    }
                     None => {}
                 }
             }
@@ -218,10 +243,17 @@ impl Index {
     }
 
     fn bind(&mut self, key: &Arc<str>, namespace: &str, body: BindingBody) {
-        let role_namespace = if body.role_ref.kind == "Role" { namespace } else { "" };
+        let role_namespace = if body.role_ref.kind == "Role" {
+            namespace
+        } else {
+            ""
+        };
         let grant = Arc::new(Grant {
             scope: namespace.to_owned(),
-            role: RoleKey { namespace: role_namespace.to_owned(), name: body.role_ref.name },
+            role: RoleKey {
+                namespace: role_namespace.to_owned(),
+                name: body.role_ref.name,
+            },
         });
         let mut subjects = Vec::new();
         for subject in body.subjects.unwrap_or_default() {
@@ -229,12 +261,18 @@ impl Index {
                 "User" => Subject::User(subject.name),
                 "Group" => Subject::Group(subject.name),
                 "ServiceAccount" => {
-                    let of = subject.namespace.filter(|ns| !ns.is_empty()).unwrap_or_else(|| namespace.to_owned());
+                    let of = subject
+                        .namespace
+                        .filter(|ns| !ns.is_empty())
+                        .unwrap_or_else(|| namespace.to_owned());
                     Subject::User(format!("system:serviceaccount:{of}:{}", subject.name))
                 }
                 _ => continue,
             };
-            self.by_subject.entry(subject.clone()).or_default().insert(Arc::clone(key), Arc::clone(&grant));
+            self.by_subject
+                .entry(subject.clone())
+                .or_default()
+                .insert(Arc::clone(key), Arc::clone(&grant));
             subjects.push(subject);
         }
         self.subjects_of.insert(Arc::clone(key), subjects);

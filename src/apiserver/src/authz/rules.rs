@@ -33,10 +33,16 @@ impl Rule {
             return false;
         }
         if !request.is_resource {
-            return self.non_resource_urls.iter().any(|url| path_matches(url, request.path));
+            return self
+                .non_resource_urls
+                .iter()
+                .any(|url| path_matches(url, request.path));
         }
         has(&self.api_groups, request.group)
-            && self.resources.iter().any(|r| resource_matches(r, request.resource, request.subresource))
+            && self
+                .resources
+                .iter()
+                .any(|r| resource_matches(r, request.resource, request.subresource))
             && (self.resource_names.is_empty() || self.resource_names.iter().any(|n| n == request.name))
     }
 
@@ -46,7 +52,11 @@ impl Rule {
         let mut atoms = Vec::new();
         for verb in &self.verbs {
             for url in &self.non_resource_urls {
-                atoms.push(Rule { verbs: one(verb), non_resource_urls: one(url), ..Rule::default() });
+                atoms.push(Rule {
+                    verbs: one(verb),
+                    non_resource_urls: one(url),
+                    ..Rule::default()
+                });
             }
             for group in &self.api_groups {
                 for resource in &self.resources {
@@ -59,9 +69,10 @@ impl Rule {
                     if self.resource_names.is_empty() {
                         atoms.push(atom);
                     } else {
-                        atoms.extend(
-                            self.resource_names.iter().map(|n| Rule { resource_names: one(n), ..atom.clone() }),
-                        );
+                        atoms.extend(self.resource_names.iter().map(|n| Rule {
+                            resource_names: one(n),
+                            ..atom.clone()
+                        }));
                     }
                 }
             }
@@ -78,13 +89,18 @@ impl Rule {
         }
         let names = self.resource_names.is_empty()
             || (!atom.resource_names.is_empty()
-                && atom.resource_names.iter().all(|n| self.resource_names.contains(n)));
+                && atom
+                    .resource_names
+                    .iter()
+                    .all(|n| self.resource_names.contains(n)));
         let resource = atom.resources.first().map_or("", String::as_str);
         let (base, sub) = resource.split_once('/').unwrap_or((resource, ""));
         names
             && atom.api_groups.iter().all(|g| has(&self.api_groups, g))
             && self.resources.iter().any(|own| {
-                own == ALL || own == resource || (!sub.is_empty() && base != ALL && own.strip_prefix("*/") == Some(sub))
+                own == ALL
+                    || own == resource
+                    || (!sub.is_empty() && base != ALL && own.strip_prefix("*/") == Some(sub))
             })
     }
 
@@ -129,7 +145,9 @@ fn resource_matches(rule: &str, resource: &str, subresource: &str) -> bool {
     }
     match rule.split_once('/') {
         None => subresource.is_empty() && rule == resource,
-        Some((base, sub)) => sub == subresource && (base == resource || base == ALL) && !subresource.is_empty(),
+        Some((base, sub)) => {
+            sub == subresource && (base == resource || base == ALL) && !subresource.is_empty()
+        }
     }
 }
 
@@ -137,11 +155,16 @@ fn path_matches(rule: &str, path: &str) -> bool {
     if rule == ALL || rule == path {
         return true;
     }
-    rule.strip_suffix('*').is_some_and(|prefix| path.starts_with(prefix))
+    rule.strip_suffix('*')
+        .is_some_and(|prefix| path.starts_with(prefix))
 }
 
 fn path_covers(own: &str, wanted: &str) -> bool {
-    own == ALL || own == wanted || own.strip_suffix('*').is_some_and(|prefix| wanted.starts_with(prefix))
+    own == ALL
+        || own == wanted
+        || own
+            .strip_suffix('*')
+            .is_some_and(|prefix| wanted.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -178,18 +201,45 @@ mod tests {
         assert!(named.allows(&ask("get", "pods", "log", "a")));
         assert!(!named.allows(&ask("get", "pods", "", "b")));
         assert!(!named.allows(&ask("create", "pods", "", "")));
-        let urls = Rule { verbs: vec!["get".into()], non_resource_urls: vec!["/api/*".into()], ..Rule::default() };
-        let path = |path| Attributes { verb: "get", path, ..Attributes::default() };
+        let urls = Rule {
+            verbs: vec!["get".into()],
+            non_resource_urls: vec!["/api/*".into()],
+            ..Rule::default()
+        };
+        let path = |path| Attributes {
+            verb: "get",
+            path,
+            ..Attributes::default()
+        };
         assert!(urls.allows(&path("/api/v1")) && !urls.allows(&path("/apis")));
     }
 
     #[test]
     fn nobody_grants_more_than_they_hold() {
-        let owned = [rule(&["get", "list"], &[""], &["pods"], &[]), rule(&["get"], &["apps"], &["*"], &["a"])];
+        let owned = [
+            rule(&["get", "list"], &[""], &["pods"], &[]),
+            rule(&["get"], &["apps"], &["*"], &["a"]),
+        ];
         assert!(uncovered(&owned, &[rule(&["get"], &[""], &["pods"], &["x"])]).is_empty());
-        assert_eq!(uncovered(&owned, &[rule(&["get", "watch"], &[""], &["pods", "secrets"], &[])]).len(), 3);
-        assert!(uncovered(&owned, &[rule(&["get"], &["apps"], &["deployments/scale"], &["a"])]).is_empty());
-        assert_eq!(uncovered(&owned, &[rule(&["get"], &["apps"], &["deployments"], &[])]).len(), 1);
+        assert_eq!(
+            uncovered(
+                &owned,
+                &[rule(&["get", "watch"], &[""], &["pods", "secrets"], &[])]
+            )
+            .len(),
+            3
+        );
+        assert!(
+            uncovered(
+                &owned,
+                &[rule(&["get"], &["apps"], &["deployments/scale"], &["a"])]
+            )
+            .is_empty()
+        );
+        assert_eq!(
+            uncovered(&owned, &[rule(&["get"], &["apps"], &["deployments"], &[])]).len(),
+            1
+        );
         assert_eq!(uncovered(&owned, &[rule(&["*"], &["*"], &["*"], &[])]).len(), 1);
     }
 }

@@ -49,7 +49,12 @@ pub struct TableError {
 /// Writes what is missing.
 pub async fn reconcile(server: &Arc<ApiServer>) -> Result<(), StartError> {
     for name in NAMESPACES {
-        server.ensure(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }), &[]).await?;
+        server
+            .ensure(
+                json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }),
+                &[],
+            )
+            .await?;
     }
     for (name, value, description) in PRIORITY_CLASSES {
         let object = json!({ "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
@@ -63,8 +68,10 @@ pub async fn reconcile(server: &Arc<ApiServer>) -> Result<(), StartError> {
             "data": { "client-ca-file": server.client_ca_pem } });
         server.ensure(object, &["data"]).await?;
     }
-    let objects = parse(TABLE)
-        .map_err(|e| StartError::Bootstrap { object: "RBAC defaults".to_owned(), reason: e.to_string() })?;
+    let objects = parse(TABLE).map_err(|e| StartError::Bootstrap {
+        object: "RBAC defaults".to_owned(),
+        reason: e.to_string(),
+    })?;
     // At once, so that one sync of the disk serves many.
     futures::stream::iter(objects)
         .map(|object| reconcile_rbac(server, object))
@@ -76,20 +83,27 @@ pub async fn reconcile(server: &Arc<ApiServer>) -> Result<(), StartError> {
 async fn reconcile_rbac(server: &Arc<ApiServer>, wanted: Value) -> Result<(), StartError> {
     let (api_version, kind) = (meta::api_version(&wanted), meta::kind(&wanted));
     let Some(row) = server.kinds.of(api_version, kind) else {
-        return Err(StartError::Bootstrap { object: kind.to_owned(), reason: "unknown kind".to_owned() });
+        return Err(StartError::Bootstrap {
+            object: kind.to_owned(),
+            reason: "unknown kind".to_owned(),
+        });
     };
     let (namespace, name) = (meta::namespace(&wanted), meta::name(&wanted));
     let Some(entry) = server.store.get(&row.key(namespace, name)) else {
         return server.ensure(wanted, &[]).await;
     };
-    let Ok(current) = serde_json::from_slice::<Value>(&entry.value) else { return Ok(()) };
+    let Ok(current) = serde_json::from_slice::<Value>(&entry.value) else {
+        return Ok(());
+    };
     if meta::annotation(&current, AUTOUPDATE) == Some("false") || is_complete(&current, &wanted) {
         return Ok(());
     }
     let mut call = Call::internal(row, "update", namespace, name);
     call.info.verb = "update";
     let result = server
-        .modify(&call, false, Manager::server(), &mut |old| Ok(completed(old, &wanted)))
+        .modify(&call, false, Manager::server(), &mut |old| {
+            Ok(completed(old, &wanted))
+        })
         .await;
     result.map(|_| ()).map_err(|status| StartError::Bootstrap {
         object: format!("{kind} {name}"),
@@ -144,7 +158,16 @@ fn verbs(word: &str) -> Vec<String> {
             "R" => verbs.extend(["get", "list", "watch"]),
             "LW" => verbs.extend(["list", "watch"]),
             "W" => verbs.extend(["create", "delete", "deletecollection", "patch", "update"]),
-            "RW" => verbs.extend(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]),
+            "RW" => verbs.extend([
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
+            ]),
             other => verbs.push(other),
         }
     }
@@ -153,7 +176,9 @@ fn verbs(word: &str) -> Vec<String> {
 }
 
 fn names(word: &str) -> Vec<String> {
-    word.split(',').map(|w| if w == "core" { String::new() } else { w.to_owned() }).collect()
+    word.split(',')
+        .map(|w| if w == "core" { String::new() } else { w.to_owned() })
+        .collect()
 }
 
 fn parse_rule(words: &[&str]) -> Result<Rule, &'static str> {
@@ -164,7 +189,11 @@ fn parse_rule(words: &[&str]) -> Result<Rule, &'static str> {
             resources: vec!["events".to_owned()],
             ..Rule::default()
         }),
-        [v, "URL", urls] => Ok(Rule { verbs: verbs(v), non_resource_urls: names(urls), ..Rule::default() }),
+        [v, "URL", urls] => Ok(Rule {
+            verbs: verbs(v),
+            non_resource_urls: names(urls),
+            ..Rule::default()
+        }),
         [v, groups, resources, rest @ ..] if rest.len() <= 1 => Ok(Rule {
             verbs: verbs(v),
             api_groups: names(groups),
@@ -210,7 +239,11 @@ fn parse(table: &str) -> Result<Vec<Value>, TableError> {
             [first, ..] if first.starts_with('#') => {}
             ["role", name, marks @ ..] => {
                 let (namespace, name) = split_name(name);
-                let mut role = Role { namespace: namespace.to_owned(), name: name.to_owned(), ..Role::default() };
+                let mut role = Role {
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                    ..Role::default()
+                };
                 for mark in marks {
                     match mark.split_at_checked(1) {
                         Some(("+", label)) => role.labels.push(label.to_owned()),
@@ -262,7 +295,9 @@ fn aggregate(roles: &mut [Role]) {
         }
         let mut changed = false;
         for role in roles.iter_mut() {
-            let Some(rules) = role.aggregates.as_ref().and_then(|label| by_label.get(label)) else { continue };
+            let Some(rules) = role.aggregates.as_ref().and_then(|label| by_label.get(label)) else {
+                continue;
+            };
             if role.rules.len() != rules.len() {
                 role.rules.clone_from(rules);
                 changed = true;
@@ -275,8 +310,16 @@ fn aggregate(roles: &mut [Role]) {
 }
 
 fn role_object(role: &Role) -> Value {
-    let kind = if role.namespace.is_empty() { "ClusterRole" } else { "Role" };
-    let rules: Vec<Value> = role.rules.iter().filter_map(|r| serde_json::to_value(r).ok()).collect();
+    let kind = if role.namespace.is_empty() {
+        "ClusterRole"
+    } else {
+        "Role"
+    };
+    let rules: Vec<Value> = role
+        .rules
+        .iter()
+        .filter_map(|r| serde_json::to_value(r).ok())
+        .collect();
     let mut object = json!({ "apiVersion": GROUP_VERSION, "kind": kind,
         "metadata": metadata(&role.namespace, &role.name), "rules": rules });
     for label in &role.labels {
@@ -300,8 +343,11 @@ fn subject(word: &str) -> Option<Value> {
 }
 
 fn binding(namespace: &str, name: &str, role: &str, subjects: Vec<Value>) -> Value {
-    let (kind, role_kind) =
-        if namespace.is_empty() { ("ClusterRoleBinding", "ClusterRole") } else { ("RoleBinding", "Role") };
+    let (kind, role_kind) = if namespace.is_empty() {
+        ("ClusterRoleBinding", "ClusterRole")
+    } else {
+        ("RoleBinding", "Role")
+    };
     let mut object = json!({ "apiVersion": GROUP_VERSION, "kind": kind, "metadata": metadata(namespace, name),
         "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role_kind, "name": role } });
     if !subjects.is_empty() {
@@ -318,7 +364,10 @@ mod tests {
     fn the_table_reads_and_is_whole() {
         let objects = parse(TABLE).unwrap();
         let named = |kind: &str, name: &str| {
-            objects.iter().find(|o| o["kind"] == kind && o["metadata"]["name"] == name).cloned()
+            objects
+                .iter()
+                .find(|o| o["kind"] == kind && o["metadata"]["name"] == name)
+                .cloned()
         };
         let count = |kind: &str| objects.iter().filter(|o| o["kind"] == kind).count();
         assert_eq!((count("Role"), count("RoleBinding")), (7, 7));

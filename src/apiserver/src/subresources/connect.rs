@@ -5,13 +5,14 @@
 //! byte streams that are copied into each other; the protocol inside is not
 //! looked at.
 
-
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderName, LOCATION, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderName, LOCATION, TRANSFER_ENCODING, UPGRADE,
+};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -30,10 +31,29 @@ use crate::{Body, BoxError, BoxIo, full_body, respond};
 const KUBELET: &str = "kubelet";
 /// Longest error text taken from a node.
 const MAX_ERROR_BYTES: usize = 8 << 10;
-const SEGMENT: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'?').add(b'`').add(b'{').add(b'}').add(b'/').add(b'%');
+const SEGMENT: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}')
+    .add(b'/')
+    .add(b'%');
 /// Headers that belong to one connection, or to this server.
-const NOT_FORWARDED: &[&str] =
-    &["host", "authorization", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "content-length"];
+const NOT_FORWARDED: &[&str] = &[
+    "host",
+    "authorization",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "content-length",
+];
 
 impl ApiServer {
     /// Streams a container's log.
@@ -72,7 +92,8 @@ impl ApiServer {
             sub => {
                 if matches!(meta::str_at(&pod, "status.phase"), "Succeeded" | "Failed") {
                     let phase = meta::str_at(&pod, "status.phase");
-                    let text = format!("cannot {sub} into a container in a completed pod; current phase is {phase}");
+                    let text =
+                        format!("cannot {sub} into a container in a completed pod; current phase is {phase}");
                     return Err(Status::bad_request(text));
                 }
                 kubelet_path(sub, call, Some(&container(call, &pod)?))
@@ -92,7 +113,10 @@ impl ApiServer {
         parts: Parts,
         body: Body,
     ) -> Result<Response<Body>, Status> {
-        if call.info.rest.is_empty() && matches!(parts.method, Method::GET | Method::HEAD) && !call.info.path.ends_with('/') {
+        if call.info.rest.is_empty()
+            && matches!(parts.method, Method::GET | Method::HEAD)
+            && !call.info.path.ends_with('/')
+        {
             // Relative links of the page behind the proxy need the slash.
             let mut location = format!("{}/", parts.uri.path());
             if let Some(query) = parts.uri.query() {
@@ -106,13 +130,18 @@ impl ApiServer {
         let (node, address) = match &*call.kind.plural {
             "nodes" => {
                 let name = call.info.name.split(':').next().unwrap_or_default();
-                self.object("nodes", "", name).ok_or_else(|| Status::not_found("nodes", name))?;
+                self.object("nodes", "", name)
+                    .ok_or_else(|| Status::not_found("nodes", name))?;
                 (name.to_owned(), KUBELET.to_owned())
             }
             "pods" => self.pod_target(call)?,
             _ => self.service_target(call)?,
         };
-        let mut target = if call.info.rest.is_empty() { "/".to_owned() } else { call.info.rest.clone() };
+        let mut target = if call.info.rest.is_empty() {
+            "/".to_owned()
+        } else {
+            call.info.rest.clone()
+        };
         if let Some(query) = parts.uri.query() {
             target.push('?');
             target.push_str(query);
@@ -127,7 +156,9 @@ impl ApiServer {
             .ok_or_else(|| Status::not_found("pods", name))?;
         let node = meta::str_at(&pod, "spec.nodeName").to_owned();
         if node.is_empty() {
-            return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
+            return Err(Status::bad_request(format!(
+                "pod {name} does not have a host assigned"
+            )));
         }
         Ok((pod, node))
     }
@@ -150,13 +181,21 @@ impl ApiServer {
                     .and_then(|p| p["containerPort"].as_u64())
                     .ok_or_else(|| Status::unavailable(format!("no port {port:?} in pod {name:?}")))?,
             },
-            None => ports.first().and_then(|p| p["containerPort"].as_u64()).unwrap_or(80),
+            None => ports
+                .first()
+                .and_then(|p| p["containerPort"].as_u64())
+                .unwrap_or(80),
         };
         let ip = meta::str_at(&pod, "status.podIP");
         if ip.is_empty() {
-            return Err(Status::unavailable(format!("address not allowed: pod {name:?} has no address yet")));
+            return Err(Status::unavailable(format!(
+                "address not allowed: pod {name:?} has no address yet"
+            )));
         }
-        Ok((meta::str_at(&pod, "spec.nodeName").to_owned(), address(ip, number)))
+        Ok((
+            meta::str_at(&pod, "spec.nodeName").to_owned(),
+            address(ip, number),
+        ))
     }
 
     fn service_target(&self, call: &Call) -> Result<(String, String), Status> {
@@ -167,10 +206,17 @@ impl ApiServer {
             .ok_or_else(|| Status::not_found("services", name))?;
         let ports = meta::list_at(&service, "spec.ports");
         let chosen = match port {
-            Some(port) => ports.iter().find(|p| p["name"] == port || p["port"].as_u64() == port.parse().ok()),
+            Some(port) => ports
+                .iter()
+                .find(|p| p["name"] == port || p["port"].as_u64() == port.parse().ok()),
             None => ports.first().filter(|_| ports.len() == 1),
         };
-        let no_port = || Status::unavailable(format!("no service port {:?} found for service {name:?}", port.unwrap_or_default()));
+        let no_port = || {
+            Status::unavailable(format!(
+                "no service port {:?} found for service {name:?}",
+                port.unwrap_or_default()
+            ))
+        };
         let port_name = chosen.ok_or_else(no_port)?["name"].as_str().unwrap_or_default();
         let kind = self.row("discovery.k8s.io", "v1", "endpointslices");
         let mut slices = self.objects(kind, Some(namespace));
@@ -186,7 +232,8 @@ impl ApiServer {
             };
             for endpoint in meta::list_at(slice, "endpoints") {
                 if endpoint["conditions"]["ready"] != false
-                    && let (Some(ip), Some(node)) = (endpoint["addresses"][0].as_str(), endpoint["nodeName"].as_str())
+                    && let (Some(ip), Some(node)) =
+                        (endpoint["addresses"][0].as_str(), endpoint["nodeName"].as_str())
                 {
                     candidates.push((node.to_owned(), address(ip, number)));
                 }
@@ -232,7 +279,10 @@ impl ApiServer {
         {
             headers.insert(HOST, host);
         }
-        headers.insert(HeaderName::from_static("x-forwarded-uri"), header_or_empty(parts.uri.path()));
+        headers.insert(
+            HeaderName::from_static("x-forwarded-uri"),
+            header_or_empty(parts.uri.path()),
+        );
         let io = self.dial(node, address).await?;
         let mut response = exchange(io, parts.method, target, headers, body).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -247,7 +297,9 @@ impl ApiServer {
             return Ok(response);
         }
         let Some(client) = client else {
-            return Err(Status::bad_request("this connection cannot be upgraded: use HTTP/1.1"));
+            return Err(Status::bad_request(
+                "this connection cannot be upgraded: use HTTP/1.1",
+            ));
         };
         let far = hyper::upgrade::on(&mut response);
         self.shutdown.spawn_until_cancelled("stream", splice(client, far));
@@ -277,7 +329,9 @@ fn exchange(
     mut headers: HeaderMap,
     body: Body,
 ) -> BoxFuture<'static, Result<Response<Body>, Status>> {
-    headers.entry(HOST).or_insert(HeaderValue::from_static("localhost"));
+    headers
+        .entry(HOST)
+        .or_insert(HeaderValue::from_static("localhost"));
     headers.remove(AUTHORIZATION);
     let mut request = Request::new(Outgoing(body));
     *request.method_mut() = method;
@@ -294,8 +348,9 @@ fn exchange(
 
 async fn exchange_request(io: BoxIo, request: Request<Outgoing>) -> Result<Response<Body>, Status> {
     let failed = |error: hyper::Error| Status::internal(format!("error talking to backend: {error}"));
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(failed)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
+        .await
+        .map_err(failed)?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "backend connection ended");
@@ -326,7 +381,9 @@ impl http_body::Body for Outgoing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, OutgoingError>>> {
-        Pin::new(&mut self.0).poll_frame(cx).map_err(|error| OutgoingError(error.to_string()))
+        Pin::new(&mut self.0)
+            .poll_frame(cx)
+            .map_err(|error| OutgoingError(error.to_string()))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -340,14 +397,22 @@ impl http_body::Body for Outgoing {
 
 /// An error answer of a node as a `Status`.
 async fn error_from(code: StatusCode, body: Body) -> Status {
-    let bytes = collect(body, MAX_ERROR_BYTES).await.ok().flatten().unwrap_or_default();
+    let bytes = collect(body, MAX_ERROR_BYTES)
+        .await
+        .ok()
+        .flatten()
+        .unwrap_or_default();
     if let Ok(status) = serde_json::from_slice::<Status>(&bytes)
         && status.kind == "Status"
     {
         return status;
     }
     let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-    let text = if text.is_empty() { format!("the node answered {code}") } else { text };
+    let text = if text.is_empty() {
+        format!("the node answered {code}")
+    } else {
+        text
+    };
     match code.as_u16() {
         404 => {
             let mut status = Status::no_such_path();
@@ -368,7 +433,11 @@ fn header_or_empty(text: &str) -> HeaderValue {
 }
 
 fn address(ip: &str, port: u64) -> String {
-    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+    if ip.contains(':') {
+        format!("[{ip}]:{port}")
+    } else {
+        format!("{ip}:{port}")
+    }
 }
 
 /// `[scheme:]name[:port]`.
@@ -381,7 +450,9 @@ fn split_target(name: &str) -> Result<(&str, Option<&str>), Status> {
         _ => return Err(Status::bad_request(format!("invalid proxy target {name:?}"))),
     };
     if !matches!(scheme, "" | "http") {
-        return Err(Status::bad_request(format!("proxying with scheme {scheme:?} is not supported, only http is")));
+        return Err(Status::bad_request(format!(
+            "proxying with scheme {scheme:?} is not supported, only http is"
+        )));
     }
     Ok((name, port))
 }
@@ -398,9 +469,14 @@ fn container(call: &Call, pod: &Value) -> Result<String, Status> {
         if names.contains(&asked) {
             return Ok(asked.to_owned());
         }
-        return Err(Status::bad_request(format!("container {asked} is not valid for pod {pod_name}")));
+        return Err(Status::bad_request(format!(
+            "container {asked} is not valid for pod {pod_name}"
+        )));
     }
-    let plain: Vec<&str> = meta::list_at(pod, "spec.containers").iter().filter_map(|c| c["name"].as_str()).collect();
+    let plain: Vec<&str> = meta::list_at(pod, "spec.containers")
+        .iter()
+        .filter_map(|c| c["name"].as_str())
+        .collect();
     if let [only] = plain.as_slice() {
         return Ok((*only).to_owned());
     }
@@ -417,7 +493,11 @@ fn container(call: &Call, pod: &Value) -> Result<String, Status> {
 
 fn kubelet_path(endpoint: &str, call: &Call, container: Option<&str>) -> String {
     let escape = |s: &str| utf8_percent_encode(s, SEGMENT).to_string();
-    let mut path = format!("/{endpoint}/{}/{}", escape(&call.info.namespace), escape(&call.info.name));
+    let mut path = format!(
+        "/{endpoint}/{}/{}",
+        escape(&call.info.namespace),
+        escape(&call.info.name)
+    );
     if let Some(container) = container {
         path.push('/');
         path.push_str(&escape(container));
@@ -432,7 +512,11 @@ fn with_query(path: &str, query: &Query, without: &[&str]) -> String {
         .filter(|(k, _)| !without.contains(k))
         .map(|(k, v)| format!("{}={}", escape(k), escape(v)))
         .collect();
-    if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
+    if pairs.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{}", pairs.join("&"))
+    }
 }
 
 #[cfg(test)]
@@ -450,6 +534,9 @@ mod tests {
     #[test]
     fn queries_are_encoded_again() {
         let query = Query::parse(Some("command=sh&command=-c&command=echo+a%26b&container=x"));
-        assert_eq!(with_query("/p", &query, &["container"]), "/p?command=sh&command=%2Dc&command=echo%20a%26b");
+        assert_eq!(
+            with_query("/p", &query, &["container"]),
+            "/p?command=sh&command=%2Dc&command=echo%20a%26b"
+        );
     }
 }

@@ -87,12 +87,18 @@ impl ApiServer {
     ) -> Result<Value, Status> {
         let resource = call.resource();
         for _ in 0..MAX_ATTEMPTS {
-            let entry = self.store.get(key).ok_or_else(|| Status::not_found(&resource, name))?;
+            let entry = self
+                .store
+                .get(key)
+                .ok_or_else(|| Status::not_found(&resource, name))?;
             let mut object = codec::decode(&entry.value)?;
             if !change(&mut object)? || call.dry_run()? {
                 return Ok(object);
             }
-            match self.commit_put(key, &object, Some(&entry), Claims::default()).await {
+            match self
+                .commit_put(key, &object, Some(&entry), Claims::default())
+                .await
+            {
                 Ok(bytes) => return codec::decode(&bytes),
                 Err(Failure::Status(status)) => return Err(status),
                 Err(Failure::Raced { .. }) => {}

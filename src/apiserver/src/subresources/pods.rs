@@ -43,7 +43,10 @@ impl ApiServer {
         self.amend(call, &key, name, |pod| {
             let uid = meta::uid(&binding);
             if !uid.is_empty() && uid != meta::uid(pod) {
-                let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(pod));
+                let why = format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    meta::uid(pod)
+                );
                 return Err(Status::conflict(resource, name, &why));
             }
             if meta::is_deleting(pod) {
@@ -78,14 +81,19 @@ impl ApiServer {
         let eviction = decode_as(call, "policy", "v1", "Eviction", body)?;
         let name = call.info.name.as_str();
         if !meta::name(&eviction).is_empty() && meta::name(&eviction) != name {
-            return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+            return Err(Status::bad_request(
+                "name in URL does not match name in Eviction object",
+            ));
         }
         let options = DeleteOptions::from_parts(call, &eviction["deleteOptions"])?;
         let pod = self
             .object("pods", &call.info.namespace, name)
             .ok_or_else(|| Status::not_found("pods", name))?;
         admission::validate(self, call, Operation::Create, Some(&pod), None)?;
-        let ended = matches!(meta::str_at(&pod, "status.phase"), "Succeeded" | "Failed" | "Pending");
+        let ended = matches!(
+            meta::str_at(&pod, "status.phase"),
+            "Succeeded" | "Failed" | "Pending"
+        );
         if !ended && !meta::is_deleting(&pod) {
             self.use_budget(call, &pod, options.dry_run).await?;
         }
@@ -111,7 +119,9 @@ impl ApiServer {
                 ));
             }
         };
-        let ready = meta::list_at(pod, "status.conditions").iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
+        let ready = meta::list_at(pod, "status.conditions")
+            .iter()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True");
         let refuse = |cause: String| {
             Status::too_many_requests(VIOLATES, RETRY_SECONDS).with_cause("DisruptionBudget", cause, "")
         };
@@ -122,13 +132,16 @@ impl ApiServer {
         self.amend(&internal, &key, &budget, |pdb| {
             let healthy = meta::int_at(pdb, "status.currentHealthy").unwrap_or(0);
             let desired = meta::int_at(pdb, "status.desiredHealthy").unwrap_or(0);
-            if !ready && (meta::str_at(pdb, "spec.unhealthyPodEvictionPolicy") == "AlwaysAllow"
-                || (healthy >= desired && desired > 0))
+            if !ready
+                && (meta::str_at(pdb, "spec.unhealthyPodEvictionPolicy") == "AlwaysAllow"
+                    || (healthy >= desired && desired > 0))
             {
                 return Ok(false);
             }
             if meta::int_at(pdb, "status.observedGeneration").unwrap_or(0) < meta::generation(pdb) {
-                return Err(refuse(format!("The disruption budget {budget} is still being processed by the server.")));
+                return Err(refuse(format!(
+                    "The disruption budget {budget} is still being processed by the server."
+                )));
             }
             let allowed = meta::int_at(pdb, "status.disruptionsAllowed").unwrap_or(0);
             if allowed <= 0 {
@@ -137,7 +150,8 @@ impl ApiServer {
                 )));
             }
             meta::set(pdb, "status.disruptionsAllowed", allowed - 1);
-            meta::object_mut(pdb, "status.disruptedPods").insert(meta::name(pod).to_owned(), now.clone().into());
+            meta::object_mut(pdb, "status.disruptedPods")
+                .insert(meta::name(pod).to_owned(), now.clone().into());
             Ok(!dry_run)
         })
         .await?;

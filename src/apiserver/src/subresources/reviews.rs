@@ -32,25 +32,38 @@ impl ApiServer {
                 }
                 self.access(&subject(&review)?, &review, namespace)?
             }
-            "selfsubjectrulesreviews" => self.rules_review(&call.user, meta::str_at(&review, "spec.namespace")),
+            "selfsubjectrulesreviews" => {
+                self.rules_review(&call.user, meta::str_at(&review, "spec.namespace"))
+            }
             _ => return Err(method_not_allowed()),
         };
         review["status"] = status;
-        Ok(respond::encoded(StatusCode::CREATED, call.accept, codec::to_bytes(&review)))
+        Ok(respond::encoded(
+            StatusCode::CREATED,
+            call.accept,
+            codec::to_bytes(&review),
+        ))
     }
 
     fn token_review(&self, review: &Value) -> Result<Value, Status> {
         let token = meta::str_at(review, "spec.token");
         if token.is_empty() {
-            return Err(Status::bad_request("token is required for TokenReview in authentication"));
+            return Err(Status::bad_request(
+                "token is required for TokenReview in authentication",
+            ));
         }
-        let mut audiences: Vec<String> =
-            meta::list_at(review, "spec.audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        let mut audiences: Vec<String> = meta::list_at(review, "spec.audiences")
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect();
         if audiences.is_empty() {
             audiences = self.authenticator.audiences().to_vec();
         }
         Ok(match self.authenticator.review(token, &audiences) {
-            Ok((user, shared)) => json!({ "authenticated": true, "user": user.to_json(), "audiences": shared }),
+            Ok((user, shared)) => {
+                json!({ "authenticated": true, "user": user.to_json(), "audiences": shared })
+            }
             Err(reason) => json!({ "error": reason, "user": {} }),
         })
     }
@@ -62,8 +75,11 @@ impl ApiServer {
         let decision = match (resource.is_object(), path.is_object()) {
             (true, false) => {
                 let [verb, group, plural, sub, name, ns] =
-                    ["verb", "group", "resource", "subresource", "name", "namespace"].map(|f| text(resource, f));
-                let fields = resource["fieldSelector"]["rawSelector"].as_str().unwrap_or_default();
+                    ["verb", "group", "resource", "subresource", "name", "namespace"]
+                        .map(|f| text(resource, f));
+                let fields = resource["fieldSelector"]["rawSelector"]
+                    .as_str()
+                    .unwrap_or_default();
                 self.authorizer.decide(
                     user,
                     &Attributes {
@@ -81,7 +97,14 @@ impl ApiServer {
             }
             (false, true) => {
                 let (verb, path) = (text(path, "verb"), text(path, "path"));
-                self.authorizer.decide(user, &Attributes { verb: &verb, path: &path, ..Attributes::default() })
+                self.authorizer.decide(
+                    user,
+                    &Attributes {
+                        verb: &verb,
+                        path: &path,
+                        ..Attributes::default()
+                    },
+                )
             }
             _ => {
                 return Err(Status::bad_request(
@@ -100,18 +123,32 @@ impl ApiServer {
         let mut rules = self.authorizer.rbac.rules_for(user, namespace);
         if user.in_group(MASTERS) {
             let all = || vec!["*".to_owned()];
-            rules.push(Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() });
-            rules.push(Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() });
+            rules.push(Rule {
+                verbs: all(),
+                api_groups: all(),
+                resources: all(),
+                ..Rule::default()
+            });
+            rules.push(Rule {
+                verbs: all(),
+                non_resource_urls: all(),
+                ..Rule::default()
+            });
         }
         let (mut resource, mut other) = (Vec::new(), Vec::new());
         for rule in rules {
             let is_path = !rule.non_resource_urls.is_empty();
             if let Ok(value) = serde_json::to_value(rule) {
-                if is_path { other.push(value) } else { resource.push(value) }
+                if is_path {
+                    other.push(value)
+                } else {
+                    resource.push(value)
+                }
             }
         }
         let incomplete = user.node_name().is_some();
-        let mut status = json!({ "resourceRules": resource, "nonResourceRules": other, "incomplete": incomplete });
+        let mut status =
+            json!({ "resourceRules": resource, "nonResourceRules": other, "incomplete": incomplete });
         if incomplete {
             status["evaluationError"] = "node authorizer does not support user rule resolution".into();
         }
@@ -122,12 +159,23 @@ impl ApiServer {
 /// The user a SubjectAccessReview asks about.
 fn subject(review: &Value) -> Result<UserInfo, Status> {
     let spec = &review["spec"];
-    let groups: Vec<String> =
-        meta::list_at(spec, "groups").iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    let groups: Vec<String> = meta::list_at(spec, "groups")
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     let username = spec["user"].as_str().unwrap_or_default().to_owned();
     if username.is_empty() && groups.is_empty() {
-        return Err(Status::bad_request("at least one of user or group must be specified"));
+        return Err(Status::bad_request(
+            "at least one of user or group must be specified",
+        ));
     }
-    let extra: BTreeMap<String, Vec<String>> = serde_json::from_value(spec["extra"].clone()).unwrap_or_default();
-    Ok(UserInfo { username, uid: spec["uid"].as_str().unwrap_or_default().to_owned(), groups, extra })
+    let extra: BTreeMap<String, Vec<String>> =
+        serde_json::from_value(spec["extra"].clone()).unwrap_or_default();
+    Ok(UserInfo {
+        username,
+        uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
+        groups,
+        extra,
+    })
 }

@@ -1,6 +1,5 @@
 //! `scale`: the number of replicas of any workload, in one form.
 
-
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::Value;
@@ -16,7 +15,9 @@ use crate::writing::decode_as;
 use crate::{Body, codec, respond};
 
 fn scale_view() -> skiff_api::schema::View<'static> {
-    Schema::builtin().kind("autoscaling", "v1", "Scale").unwrap_or_else(|| Schema::untyped().root())
+    Schema::builtin()
+        .kind("autoscaling", "v1", "Scale")
+        .unwrap_or_else(|| Schema::untyped().root())
 }
 
 fn check(call: &Call, new: &Value, current: &Value) -> Result<(), Status> {

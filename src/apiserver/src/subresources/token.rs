@@ -25,7 +25,13 @@ impl ApiServer {
     pub(super) async fn request_token(&self, call: &Call, body: &[u8]) -> Result<Response<Body>, Status> {
         let mut request = decode_as(call, "authentication.k8s.io", "v1", "TokenRequest", body)?;
         let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
-        let invalid = |error| Err(Status::invalid("TokenRequest.authentication.k8s.io", name, &[error]));
+        let invalid = |error| {
+            Err(Status::invalid(
+                "TokenRequest.authentication.k8s.io",
+                name,
+                &[error],
+            ))
+        };
         let seconds = meta::int_at(&request, "spec.expirationSeconds").unwrap_or(DEFAULT_SECONDS);
         if seconds < MIN_SECONDS {
             let text = "may not specify a duration less than 10 minutes";
@@ -67,28 +73,42 @@ impl ApiServer {
         request["metadata"] = json!({ "name": name, "namespace": namespace,
             "creationTimestamp": meta::timestamp(now) });
         request["status"] = json!({ "token": token, "expirationTimestamp": meta::timestamp(end) });
-        Ok(respond::encoded(StatusCode::CREATED, call.accept, codec::to_bytes(&request)))
+        Ok(respond::encoded(
+            StatusCode::CREATED,
+            call.accept,
+            codec::to_bytes(&request),
+        ))
     }
 
     /// The objects the token will live and die with.
     fn bound(&self, call: &Call, account: &Value, request: &Value) -> Result<Bound, Status> {
         let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
-        let reference = |o: &Value| Ref { name: meta::name(o).to_owned(), uid: meta::uid(o).to_owned() };
-        let mut bound =
-            Bound { namespace: namespace.to_owned(), serviceaccount: reference(account), ..Bound::default() };
+        let reference = |o: &Value| Ref {
+            name: meta::name(o).to_owned(),
+            uid: meta::uid(o).to_owned(),
+        };
+        let mut bound = Bound {
+            namespace: namespace.to_owned(),
+            serviceaccount: reference(account),
+            ..Bound::default()
+        };
         let wanted = &request["spec"]["boundObjectRef"];
         let object_name = wanted["name"].as_str().unwrap_or_default();
         let kind = wanted["kind"].as_str().unwrap_or_default();
         if let Some(node) = call.user.node_name() {
             // A kubelet gets tokens for the pods it runs, nothing else.
-            let pod = self.object("pods", namespace, object_name).filter(|_| kind == "Pod");
+            let pod = self
+                .object("pods", namespace, object_name)
+                .filter(|_| kind == "Pod");
             let own = pod.is_some_and(|pod| {
                 meta::str_at(&pod, "spec.nodeName") == node
                     && meta::str_at(&pod, "spec.serviceAccountName") == name
                     && wanted["uid"] == meta::uid(&pod)
             });
             if !own {
-                let why = format!("node {node:?} can only request tokens bound to pods that run on it as this service account");
+                let why = format!(
+                    "node {node:?} can only request tokens bound to pods that run on it as this service account"
+                );
                 return Err(Status::forbidden("serviceaccounts/token", name, &why));
             }
         }
@@ -106,7 +126,9 @@ impl ApiServer {
         match kind {
             "" => {}
             "Pod" => {
-                let pod = self.object("pods", namespace, object_name).ok_or_else(|| missing("pods"))?;
+                let pod = self
+                    .object("pods", namespace, object_name)
+                    .ok_or_else(|| missing("pods"))?;
                 same(&pod, "pods")?;
                 if meta::str_at(&pod, "spec.serviceAccountName") != name {
                     return Err(Status::bad_request(format!(
@@ -115,18 +137,27 @@ impl ApiServer {
                 }
                 let node_name = meta::str_at(&pod, "spec.nodeName");
                 if !node_name.is_empty() {
-                    let uid = self.object("nodes", "", node_name).map(|n| meta::uid(&n).to_owned());
-                    bound.node = Some(Ref { name: node_name.to_owned(), uid: uid.unwrap_or_default() });
+                    let uid = self
+                        .object("nodes", "", node_name)
+                        .map(|n| meta::uid(&n).to_owned());
+                    bound.node = Some(Ref {
+                        name: node_name.to_owned(),
+                        uid: uid.unwrap_or_default(),
+                    });
                 }
                 bound.pod = Some(reference(&pod));
             }
             "Secret" => {
-                let secret = self.object("secrets", namespace, object_name).ok_or_else(|| missing("secrets"))?;
+                let secret = self
+                    .object("secrets", namespace, object_name)
+                    .ok_or_else(|| missing("secrets"))?;
                 same(&secret, "secrets")?;
                 bound.secret = Some(reference(&secret));
             }
             "Node" => {
-                let node = self.object("nodes", "", object_name).ok_or_else(|| missing("nodes"))?;
+                let node = self
+                    .object("nodes", "", object_name)
+                    .ok_or_else(|| missing("nodes"))?;
                 same(&node, "nodes")?;
                 bound.node = Some(reference(&node));
             }

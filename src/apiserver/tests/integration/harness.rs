@@ -28,7 +28,12 @@ pub struct Answer {
 
 impl Server {
     pub async fn start() -> Self {
-        Self::with(Store::memory(), Arc::new(NoNodes), "127.0.0.1:6443".parse().unwrap()).await
+        Self::with(
+            Store::memory(),
+            Arc::new(NoNodes),
+            "192.0.2.1:6443".parse().unwrap(),
+        )
+        .await
     }
 
     pub async fn with(store: Store, nodes: Arc<dyn NodeDialer>, advertise: SocketAddr) -> Self {
@@ -48,7 +53,12 @@ impl Server {
         let api = ApiServer::start(config, shutdown.clone()).await.unwrap();
         let server = Self { api, store, shutdown };
         // What the service account controller does for every namespace.
-        server.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+        server
+            .post(
+                "/api/v1/namespaces/default/serviceaccounts",
+                json!({"metadata": {"name": "default"}}),
+            )
+            .await;
         server
     }
 
@@ -65,8 +75,17 @@ impl Server {
     }
 
     /// A request by a component that may do anything.
-    pub async fn call(&self, method: Method, path: &str, content_type: &str, body: impl Into<String>) -> Answer {
-        let request = Request::builder().method(method).uri(path).header("content-type", content_type);
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: impl Into<String>,
+    ) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content_type);
         let mut request = request.body(full_body(body.into())).unwrap();
         request.extensions_mut().insert(UserInfo::component("test"));
         self.send(request).await
@@ -75,10 +94,19 @@ impl Server {
     pub async fn send(&self, request: Request<skiff_apiserver::Body>) -> Answer {
         let response = self.api.handle(request).await;
         let (parts, body) = response.into_parts();
-        let bytes = tokio::time::timeout(Duration::from_secs(10), body.collect()).await.unwrap().unwrap().to_bytes();
+        let bytes = tokio::time::timeout(Duration::from_secs(10), body.collect())
+            .await
+            .unwrap()
+            .unwrap()
+            .to_bytes();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Answer { code: parts.status, headers: parts.headers, body, text }
+        Answer {
+            code: parts.status,
+            headers: parts.headers,
+            body,
+            text,
+        }
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -86,15 +114,23 @@ impl Server {
     }
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
-        self.call(Method::POST, path, "application/json", body.to_string()).await
+        self.call(Method::POST, path, "application/json", body.to_string())
+            .await
     }
 
     pub async fn put(&self, path: &str, body: &Value) -> Answer {
-        self.call(Method::PUT, path, "application/json", body.to_string()).await
+        self.call(Method::PUT, path, "application/json", body.to_string())
+            .await
     }
 
     pub async fn merge(&self, path: &str, body: Value) -> Answer {
-        self.call(Method::PATCH, path, "application/merge-patch+json", body.to_string()).await
+        self.call(
+            Method::PATCH,
+            path,
+            "application/merge-patch+json",
+            body.to_string(),
+        )
+        .await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {
@@ -103,10 +139,20 @@ impl Server {
 
     /// A request as somebody else.
     pub async fn call_as(&self, user: UserInfo, method: Method, path: &str, body: Value) -> Answer {
-        let content_type =
-            if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let request = Request::builder().method(method).uri(path).header("content-type", content_type);
+        let content_type = if method == Method::PATCH {
+            "application/merge-patch+json"
+        } else {
+            "application/json"
+        };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content_type);
         let mut request = request.body(full_body(body)).unwrap();
         request.extensions_mut().insert(user);
         self.send(request).await
@@ -114,7 +160,11 @@ impl Server {
 
     /// A request with a bearer token.
     pub async fn call_with_token(&self, token: &str, method: Method, path: &str, body: Value) -> Answer {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -136,7 +186,11 @@ impl Answer {
     #[track_caller]
     pub fn error(self, code: u16) -> String {
         let body = self.expect(code);
-        assert_eq!((body["kind"].as_str(), body["status"].as_str()), (Some("Status"), Some("Failure")), "{body}");
+        assert_eq!(
+            (body["kind"].as_str(), body["status"].as_str()),
+            (Some("Status"), Some("Failure")),
+            "{body}"
+        );
         assert_eq!(body["code"], code, "{body}");
         body["message"].as_str().unwrap_or_default().to_owned()
     }
