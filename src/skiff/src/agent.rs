@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use skiff_base::backoff::Backoff;
 use skiff_base::clock::Clock;
 use skiff_base::lifecycle::Shutdown;
-use skiff_client::Client;
+use skiff_client::{Client, Informers};
 use skiff_pki::tls::{self, HotCertificate};
 use skiff_pki::{CertificateInfo, Renewal, Token};
 use tokio::sync::watch;
@@ -97,7 +97,8 @@ async fn start(
     let client = remote::client(endpoint, trust.clone(), None)?;
     let cluster = learn_cluster(settings, endpoint, &client).await?;
     renew(&files, settings, client.clone(), membership.certificate.clone(), clock.clone(), shutdown);
-    let node = node::start(settings, &cluster, client, clock, shutdown).await?;
+    let informers = Informers::new(client.clone(), shutdown.clone());
+    let node = node::start(settings, &cluster, client, informers, clock, shutdown).await?;
     let config = skiff_tunnel::agent::AgentConfig {
         server: endpoint.authority(),
         server_name: None,

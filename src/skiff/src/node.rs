@@ -173,17 +173,18 @@ pub struct Node {
 }
 
 /// Starts everything a node runs; it ends with `shutdown`, its pods do not.
+/// `client` acts as the node; `informers` may be shared with others.
 pub async fn start(
     settings: &Settings,
     cluster: &Cluster,
     client: Client,
+    informers: Informers,
     clock: Arc<dyn Clock>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Node> {
     let node_ip = settings.node_ip().await?;
     let runtime = start_runtime(settings, &clock, shutdown).await?;
     import_folder(settings, &runtime).await;
-    let informers = Informers::new(client.clone(), shutdown.clone());
 
     let table = NftTable::open(Family::Ip, NFT_TABLE, &[Owner::Proxy, Owner::HostPorts, Owner::Overlay])
         .context("cannot use nftables: is the kernel built with nf_tables?")?;
@@ -271,7 +272,7 @@ pub async fn start(
     let dialer = LocalDialer::new(
         move |io: BoxIo| {
             let kubelet = kubelet.clone();
-            streams.spawn("kubelet connection", async move { drop((kubelet, io)) });
+            streams.spawn("kubelet connection", async move { kubelet.serve_connection(io).await });
         },
         move |address| pods.contains(&address) || address == node_ip || address.is_loopback(),
     );

@@ -221,13 +221,16 @@ async fn start(
     write_kubeconfig(&plan, &pki, &*clock)?;
     crate::join::ensure_server_token(&admin, &pki, &directory.join("node-token")).await?;
     addons::apply(&admin, &plan.cluster).await.context("cannot apply the packaged objects")?;
-    start_controllers(&api, &plan, pki.clone(), &clock, shutdown);
+    // Pods, nodes and services are watched once for all components of this process.
+    let manager = inprocess::client(&api, UserInfo::component("system:kube-controller-manager"));
+    let informers = Informers::new(manager, shutdown.clone());
+    start_controllers(&api, &plan, &informers, pki.clone(), &clock, shutdown);
     tracing::info!(address = %plan.listen, kubeconfig = %plan.kubeconfig.display(), "the API is ready");
 
     if !options.disable_agent {
         let user = UserInfo::new(format!("system:node:{}", settings.name), &[skiff_apiserver::NODES]);
         let client = inprocess::client(&api, user);
-        let node = node::start(settings, &plan.cluster, client, clock, shutdown).await?;
+        let node = node::start(settings, &plan.cluster, client, informers, clock, shutdown).await?;
         let (server_end, node_end) = tokio::io::duplex(LOCAL_TUNNEL_BYTES);
         let (registry, name) = (tunnels, settings.name.clone());
         shutdown.spawn_until_cancelled("local tunnel", async move { drop(registry.register(&name, server_end).await) });
@@ -294,11 +297,16 @@ fn renew(
     });
 }
 
-fn start_controllers(api: &Arc<ApiServer>, plan: &Plan, pki: Arc<ClusterPki>, clock: &Arc<dyn Clock>, shutdown: &Shutdown) {
-    let component = |name: &str| inprocess::client(api, UserInfo::component(name));
+fn start_controllers(
+    api: &Arc<ApiServer>,
+    plan: &Plan,
+    informers: &Informers,
+    pki: Arc<ClusterPki>,
+    clock: &Arc<dyn Clock>,
+    shutdown: &Shutdown,
+) {
     let recorder = |client: &Client, name: &str| Recorder::new(client.clone(), name, "", shutdown);
-    let client = component("system:kube-controller-manager");
-    let informers = Informers::new(client.clone(), shutdown.clone());
+    let client = informers.client().clone();
     skiff_controllers::start(&skiff_controllers::Context {
         recorder: recorder(&client, "controller-manager"),
         client,
@@ -316,8 +324,7 @@ fn start_controllers(api: &Arc<ApiServer>, plan: &Plan, pki: Arc<ClusterPki>, cl
     skiff_scheduler::start(&skiff_scheduler::Context {
         recorder: recorder(&client, "default-scheduler"),
         client,
-        // Pods and nodes are watched once for controllers and scheduler alike.
-        informers,
+        informers: informers.clone(),
         clock: clock.clone(),
         shutdown: shutdown.clone(),
     });

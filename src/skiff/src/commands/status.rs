@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use skiff_base::backoff::Backoff;
 use skiff_client::Client;
 use skiff_pki::tls;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::join;
 use crate::remote::{self, Endpoint};
@@ -228,7 +230,8 @@ async fn ended(pid: u32) {
     };
     // SAFETY: the descriptor was just made and belongs to nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-    if let Ok(fd) = tokio::io::unix::AsyncFd::new(fd) {
+    // SAFETY: an owned descriptor stays open and the same as long as it lives.
+    if let Ok(fd) = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) } {
         let _ = fd.readable().await;
     }
 }

@@ -21,14 +21,9 @@ use crate::node::{self, NFT_TABLE, Settings};
 use crate::options::NodeOptions;
 use crate::preflight;
 
-/// Files that installation and running leave outside the data folder.
-const FILES: [&str; 5] = [
-    "/usr/local/bin/skiff",
-    "/etc/systemd/system/skiff-server.service",
-    "/etc/systemd/system/skiff-agent.service",
-    "/etc/systemd/system/skiff-server.service.env",
-    "/etc/systemd/system/skiff-agent.service.env",
-];
+/// What the installer made: `file PATH` and `package NAME`, one a line. What is
+/// not in it (a binary put there by hand, a configuration file) is not ours.
+const INSTALLED: &str = "/etc/skiff/installed";
 const UNITS: [&str; 2] = ["skiff-server.service", "skiff-agent.service"];
 /// How long a process gets to end before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -81,25 +76,40 @@ pub async fn run(args: UninstallArgs) -> anyhow::Result<()> {
         paths.push(settings.data.clone());
     }
     paths.extend(own_logs(&settings));
-    paths.extend(FILES.iter().map(PathBuf::from));
-    paths.push("/etc/skiff".into());
+    let installed = std::fs::read_to_string(INSTALLED).unwrap_or_default();
+    paths.extend(recorded(&installed, "file").map(PathBuf::from));
+    paths.push(crate::server::KUBECONFIG.into());
     for path in paths.iter().filter(|path| path.symlink_metadata().is_ok()) {
         steps.run(&format!("remove {}", path.display()), || remove(path)).await;
     }
-    for folder in ["pods", "containers"] {
-        // Shared with other software: only when nothing is left in it.
-        if !args.dry_run {
-            let _ = std::fs::remove_dir(settings.log.join(folder));
+    if steps.failures.is_empty() && Path::new(INSTALLED).exists() {
+        // Last: a run that failed before must find it again.
+        steps.run(&format!("remove {INSTALLED}"), || remove(Path::new(INSTALLED))).await;
+    }
+    let shared = [settings.log.join("pods"), settings.log.join("containers"), "/etc/skiff".into()];
+    for folder in shared.iter().filter(|_| !args.dry_run) {
+        // Shared with others: only when nothing is left in it.
+        if std::fs::remove_dir(folder).is_err() && folder.is_dir() {
+            println!("kept {}: it holds files skiff did not make", folder.display());
         }
     }
     if Path::new("/run/systemd/system").exists() && !args.dry_run {
         let _ = Command::new("systemctl").arg("daemon-reload").status();
+    }
+    let packages: Vec<&str> = recorded(&installed, "package").collect();
+    if !packages.is_empty() {
+        println!("packages of the distribution stay; `apt-get remove {}` removes them", packages.join(" "));
     }
     if steps.failures.is_empty() {
         println!("{}", if args.dry_run { "nothing was changed" } else { "skiff is gone" });
         return Ok(());
     }
     bail!("not everything could be removed; run it again after looking into:\n  {}", steps.failures.join("\n  "))
+}
+
+/// The names of one sort in the installer's record.
+fn recorded<'r>(record: &'r str, sort: &'r str) -> impl Iterator<Item = &'r str> {
+    record.lines().filter_map(move |line| line.strip_prefix(sort)?.strip_prefix(' ')).filter(|name| !name.is_empty())
 }
 
 struct Steps {
@@ -292,6 +302,14 @@ fn remove(path: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_installers_record() {
+        let record = "file /usr/local/bin/skiff\npackage runc\nfile /a b\nfiles /x\nfile \n";
+        assert_eq!(recorded(record, "file").collect::<Vec<_>>(), ["/usr/local/bin/skiff", "/a b"]);
+        assert_eq!(recorded(record, "package").collect::<Vec<_>>(), ["runc"]);
+        assert_eq!(recorded("", "file").count(), 0);
+    }
 
     #[test]
     fn mounts_are_found_deepest_first() {
