@@ -13,9 +13,11 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use http::Uri;
+use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -34,9 +36,12 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// within a second or two.
 const RETRY: Duration = Duration::from_millis(50);
 
+/// For one request.
+const GET_LIMIT: Duration = Duration::from_secs(5);
+
 /// Connects inside a network namespace.
 #[derive(Clone)]
-struct Connector {
+pub struct Connector {
     sockets: Sockets,
 }
 
@@ -71,6 +76,35 @@ pub async fn client(kubeconfig: &Path, sockets: Sockets) -> anyhow::Result<Clien
     let inner = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
     let service = tower::ServiceBuilder::new().layer(config.base_uri_layer()).service(inner);
     Ok(Client::new(service, "default"))
+}
+
+/// A client for plain HTTP through sockets made inside a namespace.
+pub type HttpClient = hyper_util::client::legacy::Client<Connector, Full<Bytes>>;
+
+/// Makes a client for plain HTTP.
+pub fn http_client(sockets: Sockets) -> HttpClient {
+    hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .build(Connector { sockets })
+}
+
+/// Fetches `http://address/path`; the body of a successful answer.
+pub async fn get(sockets: &Sockets, address: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let uri: Uri = format!("http://{address}{path}").parse()?;
+    let work = async {
+        let response = http_client(sockets.clone()).get(uri.clone()).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        if !status.is_success() {
+            bail!("{status}: {text}");
+        }
+        Ok(text)
+    };
+    match tokio::time::timeout(GET_LIMIT, work).await {
+        Ok(outcome) => outcome.with_context(|| uri.to_string()),
+        Err(_) => bail!("{uri}: no answer within {GET_LIMIT:?}"),
+    }
 }
 
 /// Watches until `judge` is satisfied by the objects, at most `limit`; its last

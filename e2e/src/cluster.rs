@@ -24,6 +24,7 @@ pub struct ClusterBuilder {
     images: Vec<Image>,
     server_args: Vec<String>,
     agent_args: Vec<String>,
+    files: Vec<(String, String)>,
 }
 
 impl ClusterBuilder {
@@ -54,6 +55,12 @@ impl ClusterBuilder {
     /// One more argument of `skiff agent`.
     pub fn agent_arg(mut self, arg: &str) -> Self {
         self.agent_args.push(arg.to_owned());
+        self
+    }
+
+    /// A file every node has before skiff starts.
+    pub fn file(mut self, path: &str, text: &str) -> Self {
+        self.files.push((path.to_owned(), text.to_owned()));
         self
     }
 
@@ -94,6 +101,11 @@ impl ClusterBuilder {
     }
 
     async fn bring_up(&self, server: &Arc<Node>, agents: &[Arc<Node>], archives: &[PathBuf]) -> anyhow::Result<Client> {
+        for node in std::iter::once(server).chain(agents) {
+            for (path, text) in &self.files {
+                node.write(path, text)?;
+            }
+        }
         server.start_role("server", &self.server_args).await?;
         let client = access::client(&server.outside("/etc/skiff/skiff.yaml"), server.sockets()).await?;
         let token = std::fs::read_to_string(server.data("server/node-token")).context("the server wrote no token")?;

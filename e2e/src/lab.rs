@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::cgroup::{self, Group};
 use crate::node::Node;
 use crate::process::{self, Output};
-use crate::space::Space;
+use crate::space::{Sockets, Space};
 use crate::{binary, node};
 
 /// What everything of every lab begins with; leftovers are known by it.
@@ -138,6 +138,11 @@ impl Lab {
         Ok(command)
     }
 
+    /// Makes sockets on the LAN, beside the nodes.
+    pub fn sockets(&self) -> Sockets {
+        self.lan.sockets()
+    }
+
     /// Runs a program in the LAN's namespace.
     pub async fn on_lan(&self, program: &str, args: &[&str]) -> anyhow::Result<Output> {
         process::run(self.lan_command(program, args)?, None, SETUP_LIMIT).await
@@ -155,7 +160,7 @@ impl Lab {
             space.pid()
         );
         self.on_lan("sh", &["-ec", &links]).await?.ok()?;
-        let node = Arc::new(Node::create(name, address, &self.folder, space, self.skiff.clone()).await?);
+        let node = Arc::new(Node::create(name, address, &self.folder, space, &self.skiff).await?);
         self.nodes.push(node.clone());
         Ok(node)
     }

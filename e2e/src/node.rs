@@ -5,7 +5,8 @@
 //! | path             | in the node                                           |
 //! |------------------|-------------------------------------------------------|
 //! | `/run`           | an empty tmpfs: sockets, pinned namespaces            |
-//! | `/etc`, `/var/lib` | the machine's, changes go to an overlay             |
+//! | `/etc`, `/var/lib`, `/usr/local/bin` | the machine's, changes go to an overlay |
+//! | `/usr/local/bin/skiff` | the program under test |
 //! | `/var/lib/skiff` | a folder of the lab on disk (snapshots cannot be on an overlay) |
 //! | `/var/log`       | a folder of the lab                                   |
 //!
@@ -22,10 +23,13 @@ use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use tokio::net::UnixDatagram;
 
+use crate::cgroup;
 use crate::lab::LAN_ADDRESS;
 use crate::process::{self, Output, Process};
 use crate::space::{Sockets, Space};
 
+/// The program under test, as a node sees it.
+pub const SKIFF: &str = "/usr/local/bin/skiff";
 /// For a program that should be done at once.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// From start to the word that it is ready.
@@ -51,7 +55,6 @@ pub struct Node {
     /// Its folder.
     pub folder: PathBuf,
     space: Space,
-    skiff: PathBuf,
     running: Mutex<Option<Process>>,
     arguments: Mutex<Vec<String>>,
 }
@@ -62,7 +65,7 @@ impl Node {
         address: Ipv4Addr,
         lab: &Path,
         space: Space,
-        skiff: PathBuf,
+        skiff: &Path,
     ) -> anyhow::Result<Self> {
         let folder = lab.join(name);
         for part in ["data", "log", "home"] {
@@ -73,19 +76,21 @@ impl Node {
             address,
             folder,
             space,
-            skiff,
             running: Mutex::new(None),
             arguments: Mutex::new(Vec::new()),
         };
         let script = format!(
             "mount --make-rprivate /
              mount -t tmpfs -o mode=755 tmpfs /run
-             for dir in etc var/lib; do
+             for dir in etc var/lib usr/local/bin; do
                at=/run/overlay/$dir
                mkdir -p $at/upper $at/work
                mount -t overlay -o lowerdir=/$dir,upperdir=$at/upper,workdir=$at/work overlay /$dir
              done
              mkdir -p /run/lock /var/lib/skiff
+             rm -f /usr/local/bin/skiff
+             touch /usr/local/bin/skiff
+             mount --bind {skiff} /usr/local/bin/skiff
              rm -rf /etc/skiff
              mount --bind {folder}/data /var/lib/skiff
              mount --bind {folder}/log /var/log
@@ -95,6 +100,7 @@ impl Node {
              ip addr add {address}/24 dev eth0
              ip link set eth0 up",
             folder = node.folder.display(),
+            skiff = skiff.display(),
         );
         node.sh(&script).await?.ok().with_context(|| format!("cannot set up node {name}"))?;
         Ok(node)
@@ -139,17 +145,12 @@ impl Node {
 
     /// A command of skiff's in the node.
     pub fn skiff_command(&self, args: &[&str]) -> anyhow::Result<Command> {
-        self.command(&self.skiff.display().to_string(), args)
+        self.command(SKIFF, args)
     }
 
     /// Runs skiff in the node to its end.
     pub async fn skiff(&self, args: &[&str]) -> anyhow::Result<Output> {
         process::run(self.skiff_command(args)?, None, COMMAND_LIMIT).await
-    }
-
-    /// The program under test, as the node sees it.
-    pub fn skiff_path(&self) -> &Path {
-        &self.skiff
     }
 
     /// The arguments every role needs here.
@@ -246,6 +247,25 @@ impl Node {
     /// A file of the node's view, as seen from outside.
     pub fn outside(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.pid())).join(path.trim_start_matches('/'))
+    }
+
+    /// Writes a file into the node's view of the machine.
+    pub fn write(&self, path: &str, text: &str) -> anyhow::Result<()> {
+        let outside = self.outside(path);
+        if let Some(folder) = outside.parent() {
+            std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        std::fs::write(&outside, text).with_context(|| outside.display().to_string())
+    }
+
+    /// A process of this node whose command line contains `marker`.
+    pub fn find_process(&self, marker: &str) -> anyhow::Result<i32> {
+        let lab = self.cgroup_root().trim_start_matches('/').split('/').next().unwrap_or_default();
+        let found = cgroup::members(lab).into_iter().find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(marker)
+        });
+        found.with_context(|| format!("no process has {marker:?} in its command line"))
     }
 
     fn log_file(&self) -> anyhow::Result<File> {

@@ -20,6 +20,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::cgroup::Group;
 
+/// Connections that wait to be accepted by a listener of a test.
+const BACKLOG: u32 = 16;
+
 /// Namespaces of a node or of the LAN.
 #[derive(Debug)]
 pub struct Space {
@@ -112,6 +115,15 @@ impl Sockets {
             Ok(socket(AddressFamily::Inet, SockType::Stream, flags, None)?)
         })?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the socket thread panicked")))
+    }
+
+    /// Listens inside.
+    pub fn listen(&self, address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
+        let stream = std::net::TcpStream::from(self.make()?);
+        let socket = tokio::net::TcpSocket::from_std_stream(stream);
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
     }
 
     /// Connects from inside to an address as seen inside.

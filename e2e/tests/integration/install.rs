@@ -1,0 +1,1 @@
+//! Installing and uninstalling leave a machine as it was.
