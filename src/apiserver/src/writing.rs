@@ -196,6 +196,7 @@ impl ApiServer {
                 "resourceVersion should not be set on objects to be created",
             ));
         }
+        admission::await_account(self, call, &object).await;
         let _counting = match self.has_quota(call) {
             true => Some(self.quota.lock().await),
             false => None,

@@ -12,3 +12,11 @@ pub use events::Recorder;
 pub use informer::{Change, Changes, Informer, Informers};
 pub use kube::Client;
 pub use queue::WorkQueue;
+
+/// What went wrong, in the server's own words where there are any.
+pub fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}

@@ -20,7 +20,7 @@ use kube::{Api, Resource};
 use serde_json::json;
 use skiff_client::informer::key_of;
 use skiff_client::labels::selects;
-use skiff_client::{Informer, WorkQueue};
+use skiff_client::{Informer, WorkQueue, message};
 
 use crate::objects::{controller_of, is_finished, template_hash};
 use crate::{Context, Error, Outcome, is_conflict, is_gone};
@@ -282,7 +282,7 @@ impl Loop {
                 Ok(None)
             }
             Err(error) => {
-                let message = format!("Failed to create new replica set \"{name}\": {error}");
+                let message = format!("Failed to create new replica set \"{name}\": {}", message(&error));
                 self.context.recorder.warning(&about, "ReplicaSetCreateError", message);
                 Err(error.into())
             }

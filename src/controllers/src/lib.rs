@@ -75,7 +75,7 @@ pub struct Context {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API refused or did not answer.
-    #[error(transparent)]
+    #[error("{}", skiff_client::message(.0))]
     Api(#[from] kube::Error),
     /// Something else, in words.
     #[error("{0}")]

@@ -11,7 +11,7 @@ use kube::{Api, Resource};
 use serde_json::json;
 use skiff_client::informer::key_of;
 use skiff_client::labels::selects;
-use skiff_client::{Change, Informer, WorkQueue};
+use skiff_client::{Change, Informer, WorkQueue, message};
 
 use crate::expectations::Expectations;
 use crate::objects::{controller_of, generated_name, is_finished, is_ready, phase, ready_since};
@@ -202,7 +202,7 @@ impl Loop {
                         self.context.recorder.normal(&about, "SuccessfulCreate", format!("Created pod: {name}"));
                     }
                     Err(error) => {
-                        self.context.recorder.warning(&about, "FailedCreate", format!("Error creating: {error}"));
+                        self.context.recorder.warning(&about, "FailedCreate", format!("Error creating: {}", message(&error)));
                         return Err(error.into());
                     }
                 }
@@ -240,7 +240,7 @@ impl Loop {
                 }
                 Err(error) if is_gone(&error) || is_conflict(&error) => {}
                 Err(error) => {
-                    self.context.recorder.warning(&about, "FailedDelete", format!("Error deleting: {error}"));
+                    self.context.recorder.warning(&about, "FailedDelete", format!("Error deleting: {}", message(&error)));
                     return Err(error.into());
                 }
             }

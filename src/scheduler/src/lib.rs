@@ -205,7 +205,7 @@ impl Scheduler {
                     let gone = matches!(&error, kube::Error::Api(status) if status.code == 404 || status.code == 409);
                     if !gone {
                         tracing::warn!(pod = %key, %node, %error, "binding failed");
-                        this.context.recorder.warning(&about, "FailedScheduling", format!("Binding rejected: {error}"));
+                        this.context.recorder.warning(&about, "FailedScheduling", format!("Binding rejected: {}", skiff_client::message(&error)));
                         this.queue.add_after(key, Duration::from_secs(1));
                     }
                 }

@@ -1,5 +1,8 @@
 //! Every pod runs as a service account and finds its token in a volume.
 
+use std::time::Duration;
+
+use futures::StreamExt;
 use rand::Rng;
 use serde_json::{Value, json};
 use skiff_api::meta;
@@ -7,6 +10,7 @@ use skiff_api::names;
 use skiff_api::status::Status;
 
 use super::Attempt;
+use crate::server::{ApiServer, Call};
 
 /// Where containers find the token.
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -15,6 +19,26 @@ const TOKEN_SECONDS: i64 = 3607;
 /// What the name of the token volume starts with.
 const VOLUME_PREFIX: &str = "kube-api-access-";
 const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// How long a pod waits for the account that its namespace is about to get.
+const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
+
+/// A namespace gets its account `default` a moment after it was made: a pod that comes in between waits for it.
+pub async fn await_account(server: &ApiServer, call: &Call, pod: &Value) {
+    let kind = &call.kind;
+    if !kind.group.is_empty() || kind.plural != "pods" || !call.sub_name().is_empty() {
+        return;
+    }
+    if !["", "default"].contains(&meta::str_at(pod, "spec.serviceAccountName")) {
+        return;
+    }
+    let key = server.core("serviceaccounts").key(&call.info.namespace, "default");
+    let Ok(mut watch) = server.store.watch(&key, None) else { return };
+    if server.store.get(&key).is_none() {
+        // Missing after that is an error that admission tells.
+        let _ = tokio::time::timeout(ACCOUNT_WAIT, watch.next()).await;
+    }
+}
 
 /// Sets the service account of a new pod, checks that it exists, mounts its token.
 pub fn service_account(attempt: &Attempt<'_>, pod: &mut Value, _: Option<&Value>) -> Result<(), Status> {

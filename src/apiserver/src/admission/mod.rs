@@ -11,6 +11,8 @@ mod quota;
 mod rbac;
 mod requests;
 
+pub use account::await_account;
+
 use serde_json::Value;
 use skiff_api::status::Status;
 use skiff_store::Precondition;
