@@ -943,13 +943,14 @@ impl Inner {
                     }
                 }
                 Some(_) => self.pump_again(record),
-                // Ended and deleted while its output was still to be drained.
-                None if record.exit().is_some()
-                    && self.fifos(&record.id, &record.meta.config).folder.exists() =>
-                {
-                    self.pump_again(record);
+                // Its end is known, its output may not be in the log yet.
+                None if record.exit().is_some() => {
+                    let fifos = self.fifos(&record.id, &record.meta.config);
+                    if fifos.folder.exists() {
+                        self.pump_again(record);
+                    }
                     self.pump.finish(&record.id).await;
-                    self.fifos(&record.id, &record.meta.config).remove();
+                    fifos.remove();
                 }
                 None => {}
             }

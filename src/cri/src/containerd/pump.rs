@@ -146,6 +146,9 @@ impl Pump {
 
     /// Takes everything out of the FIFOs and closes them. Call it when nothing writes any more.
     pub async fn finish(&self, id: &str) {
+        if !self.fans.lock().contains_key(id) {
+            return;
+        }
         let (done, finished) = oneshot::channel();
         self.send(Command::Finish(id.to_owned(), done));
         let _ = finished.await;

@@ -22,7 +22,7 @@ pub const IMAGE: &str = "docker.io/library/busybox:test";
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Lab {
-    pub folder: tempfile::TempDir,
+    pub folder: Arc<tempfile::TempDir>,
     pub daemon_config: DaemonConfig,
     pub daemon: Arc<Daemon>,
     pub config: Config,
@@ -44,7 +44,12 @@ where
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
         let cgroup = format!("/skt-cri-{}", random_name());
-        let _cleaner = Cleaner(cgroup.clone());
+        let folder = tempfile::Builder::new()
+            .prefix("skt-cri-")
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        let folder = Arc::new(folder);
+        let _cleaner = Cleaner(cgroup.clone(), folder.clone());
         show_logs();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -53,7 +58,7 @@ where
             .unwrap();
         runtime.block_on(async move {
             run_command("ip", &["link", "set", "lo", "up"]);
-            let lab = body(Lab::new(cgroup).await).await;
+            let lab = body(Lab::new(cgroup, folder).await).await;
             lab.finish().await;
         });
         runtime.shutdown_timeout(Duration::from_secs(5));
@@ -63,8 +68,9 @@ where
     }
 }
 
-/// Kills what is still in this thread's mount namespace, and removes its control groups.
-struct Cleaner(String);
+/// Kills what is still in this thread's mount namespace, and removes its control groups. Then nothing
+/// writes to the folder any more and it can go, too.
+struct Cleaner(String, #[allow(dead_code)] Arc<tempfile::TempDir>);
 
 impl Drop for Cleaner {
     fn drop(&mut self) {
@@ -117,11 +123,7 @@ fn show_logs() {
 }
 
 impl Lab {
-    async fn new(cgroup: String) -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("skt-cri-")
-            .tempdir_in("/var/tmp")
-            .unwrap();
+    async fn new(cgroup: String, folder: Arc<tempfile::TempDir>) -> Self {
         let path = std::env::var_os("PATH").unwrap();
         let run = PathBuf::from("/run/skiff");
         let daemon_config = DaemonConfig::new(folder.path(), &run, path);
@@ -249,7 +251,10 @@ pub async fn ended(runtime: &Containerd, id: &str) -> Container {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap()
+    match tokio::time::timeout(PATIENCE, wait).await {
+        Ok(container) => container,
+        Err(_) => panic!("no end of {:?}", runtime.container(id).await),
+    }
 }
 
 /// True when the end is recorded, not only visible in the task.

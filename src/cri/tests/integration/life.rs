@@ -298,7 +298,7 @@ fn limits_bind_and_running_out_of_memory_is_told() {
         let id = start(&runtime, &sandbox, config).await;
         let stats = runtime.container_stats(&id).await.unwrap();
         assert!(
-            stats.memory_usage_bytes > 0 && stats.cpu_usage_ns > 0 && stats.pids == 1,
+            stats.memory_usage_bytes > 0 && stats.cpu_usage_ns > 0 && stats.pids >= 1,
             "{stats:?}"
         );
         let more = Resources {
