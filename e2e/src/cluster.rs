@@ -25,6 +25,7 @@ pub struct ClusterBuilder {
     server_args: Vec<String>,
     agent_args: Vec<String>,
     files: Vec<(String, String)>,
+    control_plane_only: bool,
 }
 
 impl ClusterBuilder {
@@ -56,6 +57,12 @@ impl ClusterBuilder {
     pub fn agent_arg(mut self, arg: &str) -> Self {
         self.agent_args.push(arg.to_owned());
         self
+    }
+
+    /// The server is no node itself.
+    pub fn control_plane_only(mut self) -> Self {
+        self.control_plane_only = true;
+        self.server_arg("--disable-agent")
     }
 
     /// A file every node has before skiff starts.
@@ -126,9 +133,12 @@ impl ClusterBuilder {
             agent.start_role("agent", &more).await?;
             import(agent).await
         });
-        tokio::try_join!(import(server), futures::future::try_join_all(starts))?;
+        let own = async { if self.control_plane_only { Ok(()) } else { import(server).await } };
+        tokio::try_join!(own, futures::future::try_join_all(starts))?;
         let mut names: Vec<String> = agents.iter().map(|agent| agent.name.clone()).collect();
-        names.push(server.name.clone());
+        if !self.control_plane_only {
+            names.push(server.name.clone());
+        }
         nodes_ready(&client, &names).await?;
         Ok(client)
     }

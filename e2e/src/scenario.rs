@@ -30,7 +30,7 @@ pub fn on_cluster(name: &str, builder: ClusterBuilder, body: impl AsyncFnOnce(&C
             Err(_) => overview(&cluster).await,
         };
         let nodes = cluster.lab.nodes();
-        let result = outcome.map_err(|error| with_logs(anyhow::anyhow!("{error:?}\n{extra}"), nodes, name));
+        let result = outcome.map_err(|error| with_logs(anyhow::anyhow!("{error:#}\n{extra}"), nodes, name));
         finish(&cluster.lab.name.clone(), cluster, result)
     });
 }
@@ -53,7 +53,7 @@ fn run(test: impl Future<Output = anyhow::Result<()>>) {
         outcome
     });
     if let Err(error) = outcome {
-        panic!("{error:?}");
+        panic!("{error:#}");
     }
 }
 
@@ -96,7 +96,7 @@ async fn overview(cluster: &Cluster) -> String {
 
 /// Adds the ends of all nodes' logs and keeps the whole ones in a folder.
 pub fn with_logs(error: anyhow::Error, nodes: &[Arc<Node>], name: &str) -> anyhow::Error {
-    let mut text = format!("{error:?}\n");
+    let mut text = format!("{error:#}\n");
     for node in nodes {
         text.push_str(&format!("--- skiff on {}\n{}\n", node.name, node.log_tail(TAIL_LINES)));
     }

@@ -88,8 +88,13 @@ spec:
 
         cluster.apply(&manifest("missing", "server", "172.31.0.1:5000/fleet/absent:1", "")).await?;
         cluster.pod("missing", waits_for(&["ImagePullBackOff"])).await?;
-        let events = cluster.kubectl(&["describe", "pod", "missing"]).await?;
-        crate::support::contains(&events, &["Failed to pull image \"172.31.0.1:5000/fleet/absent:1\"", "Back-off pulling image"])
+        // Events are written behind the status.
+        retry(PATIENCE, async || {
+            let events = cluster.kubectl(&["describe", "pod", "missing"]).await?;
+            let wanted = ["Failed to pull image \"172.31.0.1:5000/fleet/absent:1\"", "not found", "Back-off pulling image"];
+            crate::support::contains(&events, &wanted)
+        })
+        .await
     });
 }
 

@@ -25,7 +25,7 @@ type Acknowledged = BTreeMap<String, (String, u64)>;
 
 #[test]
 fn nothing_acknowledged_is_lost() {
-    let builder = Cluster::new().servers(1).server_arg("--disable-agent");
+    let builder = Cluster::new().servers(1).control_plane_only();
     on_cluster("storm", builder, async |cluster| {
         let mut known = Acknowledged::new();
         let mut highest = 0;
