@@ -33,6 +33,12 @@ pub async fn apply(client: &Client, cluster: &Cluster) -> Result<(), kube::Error
             ],
         },
     });
-    services.patch("kube-dns", &PatchParams::apply("skiff").force(), &Patch::Apply(&dns)).await?;
+    services
+        .patch(
+            "kube-dns",
+            &PatchParams::apply("skiff").force(),
+            &Patch::Apply(&dns),
+        )
+        .await?;
     Ok(())
 }

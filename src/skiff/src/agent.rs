@@ -33,7 +33,10 @@ const CLUSTER_FILE: &str = "cluster.json";
 pub async fn run(options: NodeOptions, agent: AgentOptions) -> anyhow::Result<()> {
     let clock = skiff_base::clock::system();
     let settings = Settings::new(options)?;
-    let url = agent.server.as_deref().context("no server given: set --server https://HOST:6443 (or SKIFF_URL)")?;
+    let url = agent
+        .server
+        .as_deref()
+        .context("no server given: set --server https://HOST:6443 (or SKIFF_URL)")?;
     let endpoint = Endpoint::parse(url).context("--server")?;
     let token = token(&agent)?;
     preflight::node(&settings.data)?;
@@ -65,12 +68,14 @@ pub async fn run(options: NodeOptions, agent: AgentOptions) -> anyhow::Result<()
 fn token(agent: &AgentOptions) -> anyhow::Result<Option<Token>> {
     let text = match (&agent.token, &agent.token_file) {
         (Some(text), _) => text.clone(),
-        (None, Some(file)) => {
-            std::fs::read_to_string(file).with_context(|| format!("cannot read the token file {}", file.display()))?
-        }
+        (None, Some(file)) => std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read the token file {}", file.display()))?,
         (None, None) => return Ok(None),
     };
-    let token = text.trim().parse().context("the token is malformed: copy it whole from `skiff token create`")?;
+    let token = text
+        .trim()
+        .parse()
+        .context("the token is malformed: copy it whole from `skiff token create`")?;
     Ok(Some(token))
 }
 
@@ -90,13 +95,28 @@ async fn start(
             )
         }
         (Some(membership), _) => membership,
-        (None, Some(token)) => join::bootstrap(endpoint, token, &settings.name, &files, clock.clone()).await?,
-        (None, None) => bail!("this node has not joined yet: set --token (or SKIFF_TOKEN) to what `skiff token create` prints on the server"),
+        (None, Some(token)) => {
+            join::bootstrap(endpoint, token, &settings.name, &files, clock.clone()).await?
+        }
+        (None, None) => bail!(
+            "this node has not joined yet: set --token (or SKIFF_TOKEN) to what `skiff token create` prints on the server"
+        ),
     };
-    let trust = tls::client_config(&membership.ca_pem, Some(membership.certificate.clone()), clock.clone())?;
+    let trust = tls::client_config(
+        &membership.ca_pem,
+        Some(membership.certificate.clone()),
+        clock.clone(),
+    )?;
     let client = remote::client(endpoint, trust.clone(), None)?;
     let cluster = learn_cluster(settings, endpoint, &client).await?;
-    renew(&files, settings, client.clone(), membership.certificate.clone(), clock.clone(), shutdown);
+    renew(
+        &files,
+        settings,
+        client.clone(),
+        membership.certificate.clone(),
+        clock.clone(),
+        shutdown,
+    );
     let informers = Informers::new(client.clone(), shutdown.clone());
     let node = node::start(settings, &cluster, client, informers, clock, shutdown).await?;
     let config = skiff_tunnel::agent::AgentConfig {
@@ -105,7 +125,10 @@ async fn start(
         tls: trust,
         state: watch::Sender::default(),
     };
-    shutdown.spawn("tunnel", skiff_tunnel::agent::run(config, node.dialer, shutdown.clone()));
+    shutdown.spawn(
+        "tunnel",
+        skiff_tunnel::agent::run(config, node.dialer, shutdown.clone()),
+    );
     notify::notify("READY=1");
     Ok(())
 }
@@ -133,7 +156,9 @@ async fn learn_cluster(settings: &Settings, endpoint: &Endpoint, client: &Client
                 if refused {
                     return Err(error.context("a certificate of an earlier join is no longer accepted: run `skiff uninstall` and join again"));
                 }
-                let known = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+                let known = std::fs::read(&file)
+                    .ok()
+                    .and_then(|bytes| serde_json::from_slice(&bytes).ok());
                 if let Some(cluster) = known {
                     tracing::warn!("{error:#}; starting with what is known");
                     return Ok(cluster);
@@ -157,13 +182,18 @@ fn renew(
     let (files, node) = (files.clone(), settings.name.clone());
     shutdown.spawn_until_cancelled("certificate renewal", async move {
         loop {
-            let age = certificate.leaf().and_then(|leaf| CertificateInfo::from_der(&leaf).ok());
+            let age = certificate
+                .leaf()
+                .and_then(|leaf| CertificateInfo::from_der(&leaf).ok());
             if let Some(Renewal::After(left)) = age.map(|info| info.renewal(clock.now())) {
                 tokio::time::sleep(left.max(RENEWAL_PAUSE)).await;
                 continue;
             }
             match join::request_certificate(&client, &node).await {
-                Ok((cert, key)) => match files.store(&cert, &key).and_then(|()| Ok(certificate.replace(&cert, &key)?)) {
+                Ok((cert, key)) => match files
+                    .store(&cert, &key)
+                    .and_then(|()| Ok(certificate.replace(&cert, &key)?))
+                {
                     Ok(()) => tracing::info!("renewed this node's certificate"),
                     Err(error) => tracing::warn!("cannot keep the renewed certificate: {error:#}"),
                 },

@@ -33,7 +33,12 @@ const SIGN_TIMEOUT: Duration = Duration::from_secs(30);
 const NODE_CERTIFICATE_SECONDS: i32 = 365 * 24 * 3600;
 
 /// Makes a token good for joining, for ever or until `expiration`.
-pub async fn record_token(client: &Client, token: &Token, description: &str, expiration: Option<jiff::Timestamp>) -> Result<(), kube::Error> {
+pub async fn record_token(
+    client: &Client,
+    token: &Token,
+    description: &str,
+    expiration: Option<jiff::Timestamp>,
+) -> Result<(), kube::Error> {
     let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
     let name = format!("bootstrap-token-{}", token.id());
     let mut data = json!({
@@ -55,22 +60,36 @@ pub async fn record_token(client: &Client, token: &Token, description: &str, exp
         "data": data,
     });
     let api: Api<Secret> = Api::namespaced(client.clone(), "kube-system");
-    api.patch(&name, &PatchParams::apply("skiff").force(), &Patch::Apply(&secret)).await.map(drop)
+    api.patch(
+        &name,
+        &PatchParams::apply("skiff").force(),
+        &Patch::Apply(&secret),
+    )
+    .await
+    .map(drop)
 }
 
 /// The server's own token: kept in a file, good for ever.
 pub async fn ensure_server_token(client: &Client, pki: &ClusterPki, file: &Path) -> anyhow::Result<()> {
     let token = match std::fs::read_to_string(file) {
-        Ok(text) => text.trim().parse::<Token>().with_context(|| format!("{} holds no token: remove it and start again", file.display()))?,
+        Ok(text) => text
+            .trim()
+            .parse::<Token>()
+            .with_context(|| format!("{} holds no token: remove it and start again", file.display()))?,
         Err(_) => {
             let token = pki.new_token()?;
             skiff_pki::write_private(file, format!("{token}\n").as_bytes())?;
             token
         }
     };
-    record_token(client, &token, "The token of this server, for joining nodes.", None)
-        .await
-        .context("cannot record the join token")
+    record_token(
+        client,
+        &token,
+        "The token of this server, for joining nodes.",
+        None,
+    )
+    .await
+    .context("cannot record the join token")
 }
 
 /// What an agent knows about its cluster once it has joined.
@@ -90,7 +109,9 @@ pub struct Files {
 impl Files {
     /// Below the agent's data folder.
     pub fn new(agent_dir: &Path) -> Self {
-        Self { folder: agent_dir.join("tls") }
+        Self {
+            folder: agent_dir.join("tls"),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -102,7 +123,8 @@ impl Files {
     }
 
     fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        std::fs::create_dir_all(&self.folder).with_context(|| format!("cannot make {}", self.folder.display()))?;
+        std::fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot make {}", self.folder.display()))?;
         skiff_pki::write_private(&self.path(name), text.as_bytes())?;
         Ok(())
     }
@@ -116,7 +138,11 @@ impl Files {
     /// The membership of an earlier run, if its certificate has not ended and
     /// is for this node.
     pub fn load(&self, node: &str, clock: &dyn Clock) -> Option<Membership> {
-        let (ca_pem, cert, key) = (self.read("server-ca.crt")?, self.read("node.crt")?, self.read("node.key")?);
+        let (ca_pem, cert, key) = (
+            self.read("server-ca.crt")?,
+            self.read("node.crt")?,
+            self.read("node.key")?,
+        );
         let info = CertificateInfo::from_pem(&cert).ok()?;
         if matches!(info.renewal(clock.now()), Renewal::Expired) {
             tracing::warn!("this node's certificate has expired; joining again");
@@ -141,7 +167,9 @@ pub async fn bootstrap(
 ) -> anyhow::Result<Membership> {
     let (trust, seen) = tls::pinned_client_config(token, clock)?;
     let client = remote::client(endpoint, trust, Some(&token.bootstrap()))?;
-    let (cert, key) = request_certificate(&client, node).await.map_err(|error| explain(endpoint, error))?;
+    let (cert, key) = request_certificate(&client, node)
+        .await
+        .map_err(|error| explain(endpoint, error))?;
     let ca_pem = seen.pem().context("the server showed no certificate authority")?;
     let certificate = HotCertificate::new(&cert, &key)?;
     files.write("server-ca.crt", &ca_pem)?;
@@ -171,18 +199,35 @@ pub async fn request_certificate(client: &Client, node: &str) -> anyhow::Result<
         let status = request.and_then(|request| request.status.as_ref());
         status.is_some_and(|status| {
             status.certificate.is_some()
-                || status.conditions.iter().flatten().any(|c| c.type_ == "Denied" || c.type_ == "Failed")
+                || status
+                    .conditions
+                    .iter()
+                    .flatten()
+                    .any(|c| c.type_ == "Denied" || c.type_ == "Failed")
         })
     });
     let settled = tokio::time::timeout(SIGN_TIMEOUT, settled)
         .await
-        .with_context(|| format!("the server did not sign the certificate request {name} within {SIGN_TIMEOUT:?}"))??;
+        .with_context(|| {
+            format!("the server did not sign the certificate request {name} within {SIGN_TIMEOUT:?}")
+        })??;
     let status = settled.and_then(|request| request.status).unwrap_or_default();
-    if let Some(refused) = status.conditions.iter().flatten().find(|c| c.type_ == "Denied" || c.type_ == "Failed") {
-        bail!("the server refused this node: {}", refused.message.clone().unwrap_or_default());
+    if let Some(refused) = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == "Denied" || c.type_ == "Failed")
+    {
+        bail!(
+            "the server refused this node: {}",
+            refused.message.clone().unwrap_or_default()
+        );
     }
     let certificate = status.certificate.map(|bytes| bytes.0).unwrap_or_default();
-    Ok((String::from_utf8(certificate).context("the certificate is not PEM")?, key))
+    Ok((
+        String::from_utf8(certificate).context("the certificate is not PEM")?,
+        key,
+    ))
 }
 
 /// Says in one line what is wrong between this machine and the server.
@@ -190,7 +235,9 @@ pub fn explain(endpoint: &Endpoint, error: anyhow::Error) -> anyhow::Error {
     let server = endpoint.authority();
     if let Some(kube::Error::Api(status)) = error.downcast_ref::<kube::Error>() {
         return match status.code {
-            401 => anyhow::anyhow!("the server {server} refused the token: it is wrong or has expired; print a new one on the server with `skiff token create`"),
+            401 => anyhow::anyhow!(
+                "the server {server} refused the token: it is wrong or has expired; print a new one on the server with `skiff token create`"
+            ),
             _ => anyhow::anyhow!("the server {server} refused: {}", status.message),
         };
     }
@@ -206,7 +253,9 @@ pub fn explain(endpoint: &Endpoint, error: anyhow::Error) -> anyhow::Error {
                 std::io::ErrorKind::TimedOut => "no answer".to_owned(),
                 _ => io.to_string(),
             };
-            return anyhow::anyhow!("cannot reach the server {server}: {what}; check --server, the network and that `skiff server` runs there");
+            return anyhow::anyhow!(
+                "cannot reach the server {server}: {what}; check --server, the network and that `skiff server` runs there"
+            );
         }
         cause = current.source();
     }

@@ -66,15 +66,6 @@ enum Commands {
     /// Serve HTTP for `skiff selftest`
     #[command(hide = true)]
     Web(commands::web::WebArgs),
-    /// First process of a sandbox with a shared process namespace
-    #[command(hide = true)]
-    Pause,
-    /// Keeps the output of containers while skiff restarts
-    #[command(hide = true)]
-    KeepFifos {
-        /// Where their FIFOs are
-        folder: std::path::PathBuf,
-    },
 }
 
 #[derive(clap::Args)]
@@ -85,6 +76,10 @@ struct ConfigFile {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = helper() {
+        return code;
+    }
+    limit_arenas();
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
@@ -100,8 +95,6 @@ fn main() -> ExitCode {
         Commands::Selftest(args) => on_runtime(commands::selftest::run(args)),
         Commands::Uninstall(args) => on_runtime(commands::uninstall::run(args)),
         Commands::Web(args) => on_runtime(commands::web::run(args)),
-        Commands::Pause => exit_with(skiff_cri::pause::main()),
-        Commands::KeepFifos { folder } => exit_with(skiff_cri::keeper::main(&folder)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -112,14 +105,33 @@ fn main() -> ExitCode {
     }
 }
 
-/// For commands that tell their outcome themselves.
-fn exit_with(code: i32) -> anyhow::Result<()> {
-    std::process::exit(code)
+/// The tiny helper processes that run beside pods. They are told apart before
+/// anything else is touched: each lives as long as its pods and every page of
+/// it counts.
+fn helper() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    let code = match arguments.next()?.to_str()? {
+        // The first process of a sandbox whose containers share a process namespace.
+        "pause" => skiff_cri::pause::main(),
+        // Keeps the output of containers while skiff restarts.
+        "keep-fifos" => skiff_cri::keeper::main(std::path::Path::new(&arguments.next()?)),
+        _ => return None,
+    };
+    Some(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// Each memory arena of the C library keeps what was freed in it for itself;
+/// with two workers that do the work, two are enough.
+fn limit_arenas() {
+    // SAFETY: mallopt only sets a limit; no other thread exists yet.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
 }
 
 fn sources(name: &str, config: &ConfigFile) -> anyhow::Result<Sources> {
     let root = Cli::command();
-    let command = root.find_subcommand(name).ok_or_else(|| anyhow::anyhow!("no command {name}"))?;
+    let command = root
+        .find_subcommand(name)
+        .ok_or_else(|| anyhow::anyhow!("no command {name}"))?;
     Sources::read(command, config.config.as_deref())
 }
 
@@ -141,7 +153,11 @@ fn start_logging(level: Option<&str>) -> anyhow::Result<()> {
     let filter = level.unwrap_or("info");
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| anyhow::anyhow!("log-level {filter:?} is not a level or filter: {error}"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     Ok(())
 }
 

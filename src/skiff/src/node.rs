@@ -91,22 +91,37 @@ impl Settings {
             && name.len() <= 253
             && name.split('.').all(|part| {
                 !part.is_empty()
-                    && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+                    && part
+                        .chars()
+                        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
                     && !part.starts_with('-')
                     && !part.ends_with('-')
             });
         if !valid {
-            bail!("node-name {name:?} is not a DNS name (lower-case letters, digits, '-' and '.'): set --node-name");
+            bail!(
+                "node-name {name:?} is not a DNS name (lower-case letters, digits, '-' and '.'): set --node-name"
+            );
         }
-        let labels = options.node_label.iter().map(|text| label(text)).collect::<anyhow::Result<_>>()?;
-        let taints = options.node_taint.iter().map(|text| taint(text)).collect::<anyhow::Result<_>>()?;
+        let labels = options
+            .node_label
+            .iter()
+            .map(|text| label(text))
+            .collect::<anyhow::Result<_>>()?;
+        let taints = options
+            .node_taint
+            .iter()
+            .map(|text| taint(text))
+            .collect::<anyhow::Result<_>>()?;
         let backend = options.overlay_backend.as_deref().unwrap_or("vxlan");
         let backend = Backend::parse(backend)
             .with_context(|| format!("overlay-backend {backend:?} is neither vxlan nor host-gw"))?;
         let address = options
             .node_ip
             .as_deref()
-            .map(|text| text.parse::<IpAddr>().with_context(|| format!("node-ip {text:?} is not an IP address")))
+            .map(|text| {
+                text.parse::<IpAddr>()
+                    .with_context(|| format!("node-ip {text:?} is not an IP address"))
+            })
             .transpose()?;
         let path = |given: &Option<PathBuf>, default: &str| given.clone().unwrap_or_else(|| default.into());
         Ok(Self {
@@ -136,28 +151,41 @@ impl Settings {
 
     /// How containerd is run.
     pub fn containerd(&self) -> DaemonConfig {
-        DaemonConfig::new(&self.agent_dir(), &self.run, std::env::var_os("PATH").unwrap_or_default())
+        DaemonConfig::new(
+            &self.agent_dir(),
+            &self.run,
+            std::env::var_os("PATH").unwrap_or_default(),
+        )
     }
 
     /// The address of this node towards the others, as it is now.
     pub async fn node_ip(&self) -> anyhow::Result<IpAddr> {
         let query = skiff_overlay::node_address_query(self.address, self.options.interface.clone());
-        let found = Netlink::open()?.node_address(&query).await.context("cannot find this node's address: set --node-ip")?;
+        let found = Netlink::open()?
+            .node_address(&query)
+            .await
+            .context("cannot find this node's address: set --node-ip")?;
         Ok(found.address)
     }
 }
 
 fn label(text: &str) -> anyhow::Result<(String, String)> {
-    let (key, value) = text.split_once('=').with_context(|| format!("node-label {text:?} is not KEY=VALUE"))?;
+    let (key, value) = text
+        .split_once('=')
+        .with_context(|| format!("node-label {text:?} is not KEY=VALUE"))?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
 fn taint(text: &str) -> anyhow::Result<k8s_openapi::api::core::v1::Taint> {
-    let (rest, effect) = text.rsplit_once(':').with_context(|| format!("node-taint {text:?} is not KEY=VALUE:EFFECT"))?;
+    let (rest, effect) = text
+        .rsplit_once(':')
+        .with_context(|| format!("node-taint {text:?} is not KEY=VALUE:EFFECT"))?;
     if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
         bail!("node-taint {text:?}: the effect must be NoSchedule, PreferNoSchedule or NoExecute");
     }
-    let (key, value) = rest.split_once('=').map_or((rest, None), |(key, value)| (key, Some(value.to_owned())));
+    let (key, value) = rest
+        .split_once('=')
+        .map_or((rest, None), |(key, value)| (key, Some(value.to_owned())));
     Ok(k8s_openapi::api::core::v1::Taint {
         key: key.to_owned(),
         value,
@@ -186,8 +214,12 @@ pub async fn start(
     let runtime = start_runtime(settings, &clock, shutdown).await?;
     import_folder(settings, &runtime).await;
 
-    let table = NftTable::open(Family::Ip, NFT_TABLE, &[Owner::Proxy, Owner::HostPorts, Owner::Overlay])
-        .context("cannot use nftables: is the kernel built with nf_tables?")?;
+    let table = NftTable::open(
+        Family::Ip,
+        NFT_TABLE,
+        &[Owner::Proxy, Owner::HostPorts, Owner::Overlay],
+    )
+    .context("cannot use nftables: is the kernel built with nf_tables?")?;
     skiff_proxy::sysctl::ensure(Family::Ip)?;
     let mut overlay = skiff_overlay::Config::new(&settings.name, settings.agent_dir().join("network"));
     overlay.cluster_cidrs = vec![cluster.cluster_cidr];
@@ -196,8 +228,12 @@ pub async fn start(
     overlay.node_ip = settings.address;
     overlay.interface = settings.options.interface.clone();
     overlay.backend = settings.backend;
-    let overlay =
-        Arc::new(Overlay::new(overlay, client.clone(), &informers, Arc::new(TableFirewall::new(&table))));
+    let overlay = Arc::new(Overlay::new(
+        overlay,
+        client.clone(),
+        &informers,
+        Arc::new(TableFirewall::new(&table)),
+    ));
     let (running, stop) = (overlay.clone(), shutdown.clone());
     shutdown.spawn("overlay", async move { running.run(stop).await });
 
@@ -231,7 +267,12 @@ pub async fn start(
     let stop = shutdown.clone();
     shutdown.spawn("dns", async move { dns.run(stop).await });
 
-    let living = runtime.sandboxes().await?.into_iter().map(|sandbox| sandbox.id).collect();
+    let living = runtime
+        .sandboxes()
+        .await?
+        .into_iter()
+        .map(|sandbox| sandbox.id)
+        .collect();
     let ports_file = settings.agent_dir().join("hostports.json");
     let network = Arc::new(Network::new(overlay.clone(), &table, ports_file, living)?);
     let mut config = skiff_kubelet::Config::new(
@@ -272,7 +313,10 @@ pub async fn start(
     let dialer = LocalDialer::new(
         move |io: BoxIo| {
             let kubelet = kubelet.clone();
-            streams.spawn("kubelet connection", async move { kubelet.serve_connection(io).await });
+            streams.spawn(
+                "kubelet connection",
+                async move { kubelet.serve_connection(io).await },
+            );
         },
         move |address| pods.contains(&address) || address == node_ip || address.is_loopback(),
     );
@@ -305,8 +349,12 @@ pub fn runtime_config(settings: &Settings) -> anyhow::Result<containerd::Config>
 /// Archives in the images folder are there before the first pod is.
 async fn import_folder(settings: &Settings, runtime: &Arc<dyn Runtime>) {
     let folder = settings.agent_dir().join("images");
-    let Ok(entries) = std::fs::read_dir(&folder) else { return };
-    let mut archives: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        return;
+    };
+    let mut archives: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .collect();
     archives.retain(|path| path.is_file());
     archives.sort();
     for archive in archives {
@@ -366,15 +414,33 @@ impl Network {
         record.retain(|sandbox, _| living.contains(sandbox));
         let host_ports = HostPorts::new(std::slice::from_ref(table));
         let mappings = |ports: &Vec<OpenPort>| ports.iter().filter_map(OpenPort::mapping).collect();
-        host_ports.restore(record.iter().map(|(id, ports)| (id.clone(), mappings(ports))).collect())?;
-        Ok(Self { overlay, host_ports, record: Mutex::new(record), file, living, reclaimed: OnceCell::new() })
+        host_ports.restore(
+            record
+                .iter()
+                .map(|(id, ports)| (id.clone(), mappings(ports)))
+                .collect(),
+        )?;
+        Ok(Self {
+            overlay,
+            host_ports,
+            record: Mutex::new(record),
+            file,
+            living,
+            reclaimed: OnceCell::new(),
+        })
     }
 
     fn set(&self, sandbox: &str, ports: Vec<OpenPort>) -> Result<(), NetworkError> {
         let mappings: Vec<HostPort> = ports.iter().filter_map(OpenPort::mapping).collect();
-        self.host_ports.set(sandbox, &mappings).map_err(|error| NetworkError(format!("host ports: {error}")))?;
+        self.host_ports
+            .set(sandbox, &mappings)
+            .map_err(|error| NetworkError(format!("host ports: {error}")))?;
         let mut record = self.record.lock();
-        let before = if ports.is_empty() { record.remove(sandbox) } else { record.insert(sandbox.to_owned(), ports) };
+        let before = if ports.is_empty() {
+            record.remove(sandbox)
+        } else {
+            record.insert(sandbox.to_owned(), ports)
+        };
         if before.as_ref() != record.get(sandbox) {
             let bytes = serde_json::to_vec(&*record).unwrap_or_default();
             let temporary = self.file.with_extension("tmp");
@@ -390,7 +456,10 @@ impl Network {
 impl PodNetwork for Network {
     async fn attach(&self, request: &PodAttach) -> Result<Vec<IpAddr>, NetworkError> {
         let failed = |error: skiff_overlay::Error| NetworkError(error.to_string());
-        self.reclaimed.get_or_try_init(|| self.overlay.retain(&self.living)).await.map_err(failed)?;
+        self.reclaimed
+            .get_or_try_init(|| self.overlay.retain(&self.living))
+            .await
+            .map_err(failed)?;
         let addresses = self
             .overlay
             .attach(&request.netns, &request.sandbox_id, &AttachOptions::default())
@@ -412,7 +481,10 @@ impl PodNetwork for Network {
 
     async fn detach(&self, sandbox_id: &str) -> Result<(), NetworkError> {
         let ports = self.set(sandbox_id, Vec::new());
-        self.overlay.detach(sandbox_id).await.map_err(|error| NetworkError(error.to_string()))?;
+        self.overlay
+            .detach(sandbox_id)
+            .await
+            .map_err(|error| NetworkError(error.to_string()))?;
         ports
     }
 }
@@ -424,17 +496,39 @@ mod tests {
     #[test]
     fn settings_are_checked() {
         let with = |change: fn(&mut NodeOptions)| {
-            let mut options = NodeOptions { node_name: Some("a".to_owned()), ..NodeOptions::default() };
+            let mut options = NodeOptions {
+                node_name: Some("a".to_owned()),
+                ..NodeOptions::default()
+            };
             change(&mut options);
             Settings::new(options).map_err(|error| error.to_string())
         };
-        assert_eq!(with(|_| {}).map(|settings| settings.data), Ok(PathBuf::from("/var/lib/skiff")));
-        assert!(with(|o| o.node_name = Some("Bad_Name".to_owned())).is_err_and(|e| e.contains("--node-name")));
+        assert_eq!(
+            with(|_| {}).map(|settings| settings.data),
+            Ok(PathBuf::from("/var/lib/skiff"))
+        );
+        assert!(
+            with(|o| o.node_name = Some("Bad_Name".to_owned())).is_err_and(|e| e.contains("--node-name"))
+        );
         assert!(with(|o| o.node_ip = Some("x".to_owned())).is_err_and(|e| e.contains("not an IP address")));
-        assert!(with(|o| o.overlay_backend = Some("ipip".to_owned())).is_err_and(|e| e.contains("vxlan nor host-gw")));
-        assert!(with(|o| o.node_taint = vec!["a=b:Never".to_owned()]).is_err_and(|e| e.contains("NoExecute")));
-        let taints = with(|o| o.node_taint = vec!["a=b:NoSchedule".to_owned(), "c:NoExecute".to_owned()]).map(|s| s.taints);
-        assert_eq!(taints.map(|taints| taints.iter().map(|t| (t.key.clone(), t.value.clone())).collect::<Vec<_>>()),
-            Ok(vec![("a".to_owned(), Some("b".to_owned())), ("c".to_owned(), None)]));
+        assert!(
+            with(|o| o.overlay_backend = Some("ipip".to_owned()))
+                .is_err_and(|e| e.contains("vxlan nor host-gw"))
+        );
+        assert!(
+            with(|o| o.node_taint = vec!["a=b:Never".to_owned()]).is_err_and(|e| e.contains("NoExecute"))
+        );
+        let taints = with(|o| o.node_taint = vec!["a=b:NoSchedule".to_owned(), "c:NoExecute".to_owned()])
+            .map(|s| s.taints);
+        assert_eq!(
+            taints.map(|taints| taints
+                .iter()
+                .map(|t| (t.key.clone(), t.value.clone()))
+                .collect::<Vec<_>>()),
+            Ok(vec![
+                ("a".to_owned(), Some("b".to_owned())),
+                ("c".to_owned(), None)
+            ])
+        );
     }
 }

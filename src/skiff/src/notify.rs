@@ -4,7 +4,9 @@ use std::os::unix::net::UnixDatagram;
 
 /// Sends a state such as `READY=1`. Nothing happens when nobody listens.
 pub fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
     let send = || -> std::io::Result<()> {
         let socket = UnixDatagram::unbound()?;
         let name = path.to_string_lossy();

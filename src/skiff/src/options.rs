@@ -153,30 +153,57 @@ pub struct Sources {
 impl Sources {
     /// Reads files and environment for a command whose arguments are the known keys.
     pub fn read(command: &Command, config: Option<&Path>) -> anyhow::Result<Self> {
-        let known: BTreeSet<String> =
-            command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned).collect();
+        let known: BTreeSet<String> = command
+            .get_arguments()
+            .filter_map(|argument| argument.get_long())
+            .map(str::to_owned)
+            .collect();
         let mut merged = Map::new();
         for file in files(config)? {
             let text = std::fs::read_to_string(&file)
                 .with_context(|| format!("cannot read the configuration file {}", file.display()))?;
-            merge_file(&mut merged, &text, &known).with_context(|| format!("configuration file {}", file.display()))?;
+            merge_file(&mut merged, &text, &known)
+                .with_context(|| format!("configuration file {}", file.display()))?;
         }
-        let environment = Env::raw().filter(|name| name.as_str().to_ascii_uppercase().starts_with("SKIFF_")).map(|name| {
-            match name.as_str().to_ascii_lowercase().trim_start_matches("skiff_") {
-                "url" => "server".into(),
-                other => other.replace('_', "-").into(),
-            }
-        });
+        let environment = Env::raw()
+            .filter(|name| name.as_str().to_ascii_uppercase().starts_with("SKIFF_"))
+            .map(
+                |name| match name.as_str().to_ascii_lowercase().trim_start_matches("skiff_") {
+                    "url" => "server".into(),
+                    other => other.replace('_', "-").into(),
+                },
+            );
         let names = known.clone();
         let environment = environment.filter(move |name| names.contains(name.as_str()));
-        Ok(Self { figment: Figment::from(Serialized::defaults(Value::Object(merged))).merge(environment) })
+        Ok(Self {
+            figment: Figment::from(Serialized::defaults(Value::Object(merged))).merge(environment),
+        })
     }
 
     /// The settings with flags on top.
     pub fn extract<T: Serialize + for<'de> Deserialize<'de>>(&self, flags: &T) -> anyhow::Result<T> {
         let merged = self.figment.clone().merge(Serialized::defaults(flags));
-        merged.extract().map_err(|error| anyhow::anyhow!("bad setting: {error}"))
+        merged.extract().map_err(bad_setting)
     }
+}
+
+/// Names the key and what is wrong with it, and nothing of how it was read.
+fn bad_setting(error: figment::Error) -> anyhow::Error {
+    let all: Vec<String> = error
+        .into_iter()
+        .map(|one| format!("{}: {}", one.path.join("."), one.kind))
+        .collect();
+    anyhow::anyhow!("bad setting {}", all.join("; "))
+}
+
+/// The first line of a YAML error: position and reason. The rest is a picture.
+pub fn yaml_error(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    text.lines()
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("error: ")
+        .to_owned()
 }
 
 fn files(config: Option<&Path>) -> anyhow::Result<Vec<PathBuf>> {
@@ -191,7 +218,10 @@ fn files(config: Option<&Path>) -> anyhow::Result<Vec<PathBuf>> {
     if let Ok(entries) = std::fs::read_dir(&folder) {
         let mut more: Vec<PathBuf> = entries
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml"))
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "yaml" || extension == "yml")
+            })
             .collect();
         more.sort();
         found.extend(more);
@@ -200,15 +230,22 @@ fn files(config: Option<&Path>) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 fn merge_file(merged: &mut Map<String, Value>, text: &str, known: &BTreeSet<String>) -> anyhow::Result<()> {
-    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+    if text
+        .lines()
+        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+    {
         return Ok(());
     }
-    let parsed: Map<String, Value> =
-        serde_saphyr::from_str(text).map_err(|error| anyhow::anyhow!("is not a YAML map: {error}"))?;
+    let parsed: Map<String, Value> = serde_saphyr::from_str(text)
+        .map_err(|error| anyhow::anyhow!("is not a YAML map: {}", yaml_error(&error)))?;
     for (key, value) in parsed {
-        let (name, append) = key.strip_suffix('+').map_or((key.as_str(), false), |name| (name, true));
+        let (name, append) = key
+            .strip_suffix('+')
+            .map_or((key.as_str(), false), |name| (name, true));
         if !known.contains(name) {
-            let hint = closest(name, known).map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+            let hint = closest(name, known)
+                .map(|near| format!("; did you mean {near}?"))
+                .unwrap_or_default();
             bail!("unknown key {name:?}{hint}");
         }
         let value = match value {
@@ -259,15 +296,27 @@ mod tests {
     use super::*;
 
     fn known() -> BTreeSet<String> {
-        ["node-name", "node-label", "tls-san", "disable-agent"].map(str::to_owned).into()
+        ["node-name", "node-label", "tls-san", "disable-agent"]
+            .map(str::to_owned)
+            .into()
     }
 
     #[test]
     fn later_files_win_and_plus_appends() {
         let mut merged = Map::new();
-        merge_file(&mut merged, "node-name: a\nnode-label: [x=1]\ntls-san: one\n", &known()).expect("first");
+        merge_file(
+            &mut merged,
+            "node-name: a\nnode-label: [x=1]\ntls-san: one\n",
+            &known(),
+        )
+        .expect("first");
         merge_file(&mut merged, "# nothing\n", &known()).expect("comments");
-        merge_file(&mut merged, "node-name: b\nnode-label+: [y=2]\ntls-san: [two]\n", &known()).expect("second");
+        merge_file(
+            &mut merged,
+            "node-name: b\nnode-label+: [y=2]\ntls-san: [two]\n",
+            &known(),
+        )
+        .expect("second");
         let want = serde_json::json!({"node-name": "b", "node-label": ["x=1", "y=2"], "tls-san": ["two"]});
         assert_eq!(Value::Object(merged), want);
     }
@@ -275,7 +324,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_named_with_a_guess() {
         let error = merge_file(&mut Map::new(), "node-nme: a\n", &known()).expect_err("unknown");
-        assert_eq!(error.to_string(), "unknown key \"node-nme\"; did you mean node-name?");
+        assert_eq!(
+            error.to_string(),
+            "unknown key \"node-nme\"; did you mean node-name?"
+        );
         let error = merge_file(&mut Map::new(), "zzz: 1\n", &known()).expect_err("unknown");
         assert_eq!(error.to_string(), "unknown key \"zzz\"");
         assert!(merge_file(&mut Map::new(), "- a\n", &known()).is_err());
@@ -283,9 +335,17 @@ mod tests {
 
     #[test]
     fn flags_win_over_files() {
-        let figment = Figment::from(Serialized::defaults(serde_json::json!({"node-name": "file", "max-pods": 7})));
-        let flags = NodeOptions { node_name: Some("flag".to_owned()), ..NodeOptions::default() };
+        let figment = Figment::from(Serialized::defaults(
+            serde_json::json!({"node-name": "file", "max-pods": 7}),
+        ));
+        let flags = NodeOptions {
+            node_name: Some("flag".to_owned()),
+            ..NodeOptions::default()
+        };
         let merged = Sources { figment }.extract(&flags).expect("settings");
-        assert_eq!((merged.node_name.as_deref(), merged.max_pods), (Some("flag"), Some(7)));
+        assert_eq!(
+            (merged.node_name.as_deref(), merged.max_pods),
+            (Some("flag"), Some(7))
+        );
     }
 }

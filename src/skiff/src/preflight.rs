@@ -22,7 +22,12 @@ pub fn root() -> anyhow::Result<()> {
 
 /// Fails unless `dir` exists (it is made) and can be written.
 pub fn writable(dir: &Path) -> anyhow::Result<()> {
-    let advice = || format!("cannot write to the data folder {}: check its owner, mount options and free space, or choose another with --data-dir", dir.display());
+    let advice = || {
+        format!(
+            "cannot write to the data folder {}: check its owner, mount options and free space, or choose another with --data-dir",
+            dir.display()
+        )
+    };
     std::fs::create_dir_all(dir).with_context(advice)?;
     let probe = dir.join(".write-test");
     std::fs::write(&probe, b"skiff").with_context(advice)?;
@@ -42,7 +47,10 @@ pub fn programs() -> anyhow::Result<()> {
 
 fn find(program: &str, path: &OsString) -> Option<PathBuf> {
     let listed = std::env::split_paths(path);
-    listed.chain(MORE_FOLDERS.iter().map(PathBuf::from)).map(|folder| folder.join(program)).find(|file| file.is_file())
+    listed
+        .chain(MORE_FOLDERS.iter().map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
 }
 
 /// Fails unless the control groups that limits need are there, in either version.
@@ -51,15 +59,22 @@ pub fn control_groups(mount: &Path) -> anyhow::Result<()> {
     for controller in CONTROLLERS {
         let there = match &unified {
             Some(list) => list.split_whitespace().any(|name| name == controller),
-            None => ["tasks", "cgroup.procs"].iter().any(|file| mount.join(controller).join(file).exists()),
+            None => ["tasks", "cgroup.procs"]
+                .iter()
+                .any(|file| mount.join(controller).join(file).exists()),
         };
         if !there {
             let fix = match controller {
-                "memory" => "add cgroup_memory=1 cgroup_enable=memory to the kernel command line \
-                    (on a Raspberry Pi the one line in /boot/firmware/cmdline.txt) and reboot",
+                "memory" => {
+                    "add cgroup_memory=1 cgroup_enable=memory to the kernel command line \
+                    (on a Raspberry Pi the one line in /boot/firmware/cmdline.txt) and reboot"
+                }
                 _ => "mount the cgroup file systems (systemd does) or use a kernel that has it",
             };
-            bail!("the {controller} cgroup controller is missing below {}: {fix}", mount.display());
+            bail!(
+                "the {controller} cgroup controller is missing below {}: {fix}",
+                mount.display()
+            );
         }
     }
     Ok(())
@@ -97,7 +112,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("folder");
         let missing = |mount: &Path| control_groups(mount).expect_err("missing").to_string();
         std::fs::write(dir.path().join("cgroup.controllers"), "cpu pids\n").expect("file");
-        assert!(missing(dir.path()).contains("cgroup_enable=memory"), "{}", missing(dir.path()));
+        assert!(
+            missing(dir.path()).contains("cgroup_enable=memory"),
+            "{}",
+            missing(dir.path())
+        );
         std::fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids\n").expect("file");
         control_groups(dir.path()).expect("complete");
         std::fs::remove_file(dir.path().join("cgroup.controllers")).expect("removed");
@@ -111,10 +130,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_named() {
-        let first = listen("127.0.0.1:0".parse().expect("address")).await.expect("free");
+        let first = listen("127.0.0.1:0".parse().expect("address"))
+            .await
+            .expect("free");
         let taken = first.local_addr().expect("address");
         let error = listen(taken).await.expect_err("taken").to_string();
-        assert!(error.starts_with(&format!("port {} is in use", taken.port())), "{error}");
+        assert!(
+            error.starts_with(&format!("port {} is in use", taken.port())),
+            "{error}"
+        );
     }
 
     #[test]
@@ -123,6 +147,11 @@ mod tests {
         writable(&dir.path().join("new")).expect("made");
         let file = dir.path().join("file");
         std::fs::write(&file, "").expect("file");
-        assert!(writable(&file).expect_err("a file").to_string().contains("--data-dir"));
+        assert!(
+            writable(&file)
+                .expect_err("a file")
+                .to_string()
+                .contains("--data-dir")
+        );
     }
 }

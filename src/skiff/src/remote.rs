@@ -41,20 +41,33 @@ pub struct Endpoint {
 impl Endpoint {
     /// Reads `https://HOST[:PORT]`.
     pub fn parse(url: &str) -> anyhow::Result<Self> {
-        let uri: Uri = url.trim_end_matches('/').parse().with_context(|| format!("{url:?} is not a URL"))?;
+        let uri: Uri = url
+            .trim_end_matches('/')
+            .parse()
+            .with_context(|| format!("{url:?} is not a URL"))?;
         if uri.scheme_str() != Some("https") {
             anyhow::bail!("{url:?} must begin with https://");
         }
-        let host = uri.host().filter(|host| !host.is_empty()).with_context(|| format!("{url:?} names no host"))?;
+        let host = uri
+            .host()
+            .filter(|host| !host.is_empty())
+            .with_context(|| format!("{url:?} names no host"))?;
         if uri.path() != "/" && !uri.path().is_empty() {
             anyhow::bail!("{url:?} must not have a path");
         }
-        Ok(Self { host: host.trim_matches(['[', ']']).to_owned(), port: uri.port_u16().unwrap_or(6443) })
+        Ok(Self {
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port: uri.port_u16().unwrap_or(6443),
+        })
     }
 
     /// `host:port`.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -75,7 +88,10 @@ impl Connector {
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
             Ok(stream) => Ok(Stream(TokioIo::new(stream?))),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT_TIMEOUT:?}"))),
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer within {CONNECT_TIMEOUT:?}"),
+            )),
         }
     }
 }
@@ -99,7 +115,11 @@ struct Stream(TokioIo<TlsStream<TcpStream>>);
 impl Connection for Stream {
     fn connected(&self) -> Connected {
         let connected = Connected::new();
-        if self.0.inner().get_ref().1.alpn_protocol() == Some(b"h2") { connected.negotiated_h2() } else { connected }
+        if self.0.inner().get_ref().1.alpn_protocol() == Some(b"h2") {
+            connected.negotiated_h2()
+        } else {
+            connected
+        }
     }
 }
 
@@ -114,7 +134,11 @@ impl hyper::rt::Read for Stream {
 }
 
 impl hyper::rt::Write for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, bytes)
     }
 
@@ -128,9 +152,16 @@ impl hyper::rt::Write for Stream {
 }
 
 /// A client of the server at `endpoint`, with a bearer token if given.
-pub fn client(endpoint: &Endpoint, mut tls: rustls::ClientConfig, bearer: Option<&str>) -> anyhow::Result<Client> {
+pub fn client(
+    endpoint: &Endpoint,
+    mut tls: rustls::ClientConfig,
+    bearer: Option<&str>,
+) -> anyhow::Result<Client> {
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let connector = Connector { endpoint: endpoint.clone(), tls: TlsConnector::from(Arc::new(tls)) };
+    let connector = Connector {
+        endpoint: endpoint.clone(),
+        tls: TlsConnector::from(Arc::new(tls)),
+    };
     let inner = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
         .timer(hyper_util::rt::TokioTimer::new())
         .http2_keep_alive_interval(PING)
@@ -167,8 +198,14 @@ mod tests {
     fn endpoints() {
         let parse = |url: &str| Endpoint::parse(url).map(|endpoint| endpoint.authority());
         assert_eq!(parse("https://10.0.0.1").ok().as_deref(), Some("10.0.0.1:6443"));
-        assert_eq!(parse("https://edge.example:443/").ok().as_deref(), Some("edge.example:443"));
-        assert_eq!(parse("https://[fd00::1]:6443").ok().as_deref(), Some("[fd00::1]:6443"));
+        assert_eq!(
+            parse("https://edge.example:443/").ok().as_deref(),
+            Some("edge.example:443")
+        );
+        assert_eq!(
+            parse("https://[fd00::1]:6443").ok().as_deref(),
+            Some("[fd00::1]:6443")
+        );
         for bad in ["10.0.0.1:6443", "http://10.0.0.1", "https://", "https://h/path"] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -90,7 +90,9 @@ pub async fn run(node: NodeOptions, options: ServerOptions) -> anyhow::Result<()
 /// Resolves on SIGTERM or SIGINT, or when a component gave up.
 pub async fn wait_for_stop(shutdown: &Shutdown) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return shutdown.cancelled().await;
     };
     tokio::select! {
@@ -101,36 +103,62 @@ pub async fn wait_for_stop(shutdown: &Shutdown) {
 }
 
 async fn plan(options: &ServerOptions, settings: &Settings) -> anyhow::Result<Plan> {
-    let parse_ip = |key: &str, text: &str| text.parse::<IpAddr>().with_context(|| format!("{key} {text:?} is not an IP address"));
-    let parse_net = |key: &str, text: &str| {
-        text.parse::<Ipv4Net>().with_context(|| format!("{key} {text:?} is not an IPv4 network such as 10.42.0.0/16"))
+    let parse_ip = |key: &str, text: &str| {
+        text.parse::<IpAddr>()
+            .with_context(|| format!("{key} {text:?} is not an IP address"))
     };
-    let bind = parse_ip("bind-address", options.bind_address.as_deref().unwrap_or("0.0.0.0"))?;
+    let parse_net = |key: &str, text: &str| {
+        text.parse::<Ipv4Net>()
+            .with_context(|| format!("{key} {text:?} is not an IPv4 network such as 10.42.0.0/16"))
+    };
+    let bind = parse_ip(
+        "bind-address",
+        options.bind_address.as_deref().unwrap_or("0.0.0.0"),
+    )?;
     let port = options.https_listen_port.unwrap_or(6443);
     let advertise = match &options.advertise_address {
         Some(text) => parse_ip("advertise-address", text)?,
         None => settings.node_ip().await?,
     };
-    let cluster_cidr = parse_net("cluster-cidr", options.cluster_cidr.as_deref().unwrap_or("10.42.0.0/16"))?;
-    let service_cidr = parse_net("service-cidr", options.service_cidr.as_deref().unwrap_or("10.43.0.0/16"))?;
+    let cluster_cidr = parse_net(
+        "cluster-cidr",
+        options.cluster_cidr.as_deref().unwrap_or("10.42.0.0/16"),
+    )?;
+    let service_cidr = parse_net(
+        "service-cidr",
+        options.service_cidr.as_deref().unwrap_or("10.43.0.0/16"),
+    )?;
     if cluster_cidr.contains(&service_cidr) || service_cidr.contains(&cluster_cidr) {
-        anyhow::bail!("cluster-cidr {cluster_cidr} and service-cidr {service_cidr} overlap: choose separate networks");
+        anyhow::bail!(
+            "cluster-cidr {cluster_cidr} and service-cidr {service_cidr} overlap: choose separate networks"
+        );
     }
     let nth = |n: u32| IpAddr::V4(Ipv4Addr::from(u32::from(service_cidr.network()) + n));
     let dns = match &options.cluster_dns {
         Some(text) => parse_ip("cluster-dns", text)?,
         None => nth(10),
     };
-    let domain = options.cluster_domain.clone().unwrap_or_else(|| "cluster.local".to_owned());
-    let range = options.service_node_port_range.as_deref().unwrap_or("30000-32767");
+    let domain = options
+        .cluster_domain
+        .clone()
+        .unwrap_or_else(|| "cluster.local".to_owned());
+    let range = options
+        .service_node_port_range
+        .as_deref()
+        .unwrap_or("30000-32767");
     let node_ports = range
         .split_once('-')
         .and_then(|(from, to)| Some(from.parse().ok()?..=to.parse().ok()?))
         .filter(|range: &std::ops::RangeInclusive<u16>| !range.is_empty() && *range.start() > 0)
         .with_context(|| format!("service-node-port-range {range:?} is not FROM-TO"))?;
-    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-        .map(str::to_owned)
-        .into();
+    let mut names: Vec<String> = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ]
+    .map(str::to_owned)
+    .into();
     names.push(format!("kubernetes.default.svc.{domain}"));
     names.push(settings.name.clone());
     names.extend([nth(1), advertise, IpAddr::V4(Ipv4Addr::LOCALHOST)].map(|ip| ip.to_string()));
@@ -143,10 +171,18 @@ async fn plan(options: &ServerOptions, settings: &Settings) -> anyhow::Result<Pl
     Ok(Plan {
         listen: SocketAddr::new(bind, port),
         advertise: SocketAddr::new(advertise, port),
-        cluster: Cluster { cluster_cidr: IpNet::V4(cluster_cidr), service_cidr: IpNet::V4(service_cidr), dns, domain },
+        cluster: Cluster {
+            cluster_cidr: IpNet::V4(cluster_cidr),
+            service_cidr: IpNet::V4(service_cidr),
+            dns,
+            domain,
+        },
         service_cidr,
         node_ports,
-        kubeconfig: options.write_kubeconfig.clone().unwrap_or_else(|| KUBECONFIG.into()),
+        kubeconfig: options
+            .write_kubeconfig
+            .clone()
+            .unwrap_or_else(|| KUBECONFIG.into()),
         names,
     })
 }
@@ -174,7 +210,12 @@ impl skiff_controllers::CertificateSigner for Signer {
         Some((info.subject.common_name, info.subject.organizations))
     }
 
-    fn sign_client(&self, request_pem: &str, common_name: &str, organizations: &[String]) -> Result<String, String> {
+    fn sign_client(
+        &self,
+        request_pem: &str,
+        common_name: &str,
+        organizations: &[String],
+    ) -> Result<String, String> {
         let check = |info: &skiff_pki::CsrInfo| {
             if info.subject.common_name == common_name && info.subject.organizations == organizations {
                 Ok(())
@@ -182,7 +223,9 @@ impl skiff_controllers::CertificateSigner for Signer {
                 Err("the request changed after it was approved".to_owned())
             }
         };
-        self.0.sign_client_csr(request_pem, CERTIFICATE_LIFETIME, check).map_err(|error| error.to_string())
+        self.0
+            .sign_client_csr(request_pem, CERTIFICATE_LIFETIME, check)
+            .map_err(|error| error.to_string())
     }
 }
 
@@ -195,7 +238,13 @@ async fn start(
     shutdown: &Shutdown,
 ) -> anyhow::Result<Store> {
     let directory = settings.server_dir();
-    let (at, store_options) = (directory.join("db"), skiff_store::Options { clock: clock.clone(), ..Default::default() });
+    let (at, store_options) = (
+        directory.join("db"),
+        skiff_store::Options {
+            clock: clock.clone(),
+            ..Default::default()
+        },
+    );
     let store = tokio::task::spawn_blocking(move || Store::open(&at, store_options)).await??;
     let pki = Arc::new(ClusterPki::load_or_create(&directory.join("tls"), clock.clone())?);
     let tunnels = Registry::new(shutdown.child());
@@ -216,11 +265,19 @@ async fn start(
     )
     .await?;
     let certificate = serve(&plan, &pki, &api, &tunnels, listener, &clock, shutdown)?;
-    renew(certificate, plan.names.clone(), pki.clone(), clock.clone(), shutdown);
+    renew(
+        certificate,
+        plan.names.clone(),
+        pki.clone(),
+        clock.clone(),
+        shutdown,
+    );
     let admin = inprocess::client(&api, UserInfo::component("system:skiff"));
     write_kubeconfig(&plan, &pki, &*clock)?;
     crate::join::ensure_server_token(&admin, &pki, &directory.join("node-token")).await?;
-    addons::apply(&admin, &plan.cluster).await.context("cannot apply the packaged objects")?;
+    addons::apply(&admin, &plan.cluster)
+        .await
+        .context("cannot apply the packaged objects")?;
     // Pods, nodes and services are watched once for all components of this process.
     let manager = inprocess::client(&api, UserInfo::component("system:kube-controller-manager"));
     let informers = Informers::new(manager, shutdown.clone());
@@ -228,12 +285,17 @@ async fn start(
     tracing::info!(address = %plan.listen, kubeconfig = %plan.kubeconfig.display(), "the API is ready");
 
     if !options.disable_agent {
-        let user = UserInfo::new(format!("system:node:{}", settings.name), &[skiff_apiserver::NODES]);
+        let user = UserInfo::new(
+            format!("system:node:{}", settings.name),
+            &[skiff_apiserver::NODES],
+        );
         let client = inprocess::client(&api, user);
         let node = node::start(settings, &plan.cluster, client, informers, clock, shutdown).await?;
         let (server_end, node_end) = tokio::io::duplex(LOCAL_TUNNEL_BYTES);
         let (registry, name) = (tunnels, settings.name.clone());
-        shutdown.spawn_until_cancelled("local tunnel", async move { drop(registry.register(&name, server_end).await) });
+        shutdown.spawn_until_cancelled("local tunnel", async move {
+            drop(registry.register(&name, server_end).await)
+        });
         shutdown.spawn_until_cancelled("local tunnel", async move {
             drop(skiff_tunnel::agent::serve(node_end, node.dialer).await);
         });
@@ -280,7 +342,9 @@ fn renew(
 ) {
     shutdown.spawn_until_cancelled("certificate renewal", async move {
         loop {
-            let age = certificate.leaf().and_then(|leaf| CertificateInfo::from_der(&leaf).ok());
+            let age = certificate
+                .leaf()
+                .and_then(|leaf| CertificateInfo::from_der(&leaf).ok());
             if let Some(Renewal::After(left)) = age.map(|info| info.renewal(clock.now())) {
                 tokio::time::sleep(left.max(RENEWAL_PAUSE)).await;
                 continue;
@@ -332,31 +396,50 @@ fn start_controllers(
 
 /// Writes the administrator's kubeconfig, unless the one there is still good.
 fn write_kubeconfig(plan: &Plan, pki: &ClusterPki, clock: &dyn Clock) -> anyhow::Result<()> {
-    let host = if plan.listen.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { plan.listen.ip() };
+    let host = if plan.listen.ip().is_unspecified() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST)
+    } else {
+        plan.listen.ip()
+    };
     let server = format!("https://{}", SocketAddr::new(host, plan.listen.port()));
     if is_current(&plan.kubeconfig, &server, pki, clock) {
         return Ok(());
     }
     let identity = Identity::new("system:admin", &[skiff_apiserver::MASTERS]);
     let issued = pki.issue_client(&identity, CERTIFICATE_LIFETIME)?;
-    let credentials = Credentials::Certificate { cert_pem: issued.cert_pem, key_pem: issued.key_pem };
+    let credentials = Credentials::Certificate {
+        cert_pem: issued.cert_pem,
+        key_pem: issued.key_pem,
+    };
     let text = skiff_pki::kubeconfig("default", &server, pki.server_ca_pem(), &credentials);
     if let Some(folder) = plan.kubeconfig.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    skiff_pki::write_private(&plan.kubeconfig, text.as_bytes())
-        .with_context(|| format!("cannot write the kubeconfig {}: choose another with --write-kubeconfig", plan.kubeconfig.display()))
+    skiff_pki::write_private(&plan.kubeconfig, text.as_bytes()).with_context(|| {
+        format!(
+            "cannot write the kubeconfig {}: choose another with --write-kubeconfig",
+            plan.kubeconfig.display()
+        )
+    })
 }
 
 fn is_current(path: &Path, server: &str, pki: &ClusterPki, clock: &dyn Clock) -> bool {
     use base64::Engine;
-    let Ok(text) = std::fs::read_to_string(path) else { return false };
+    let Ok(text) = std::fs::read_to_string(path) else {
+        return false;
+    };
     let decode = |encoded: &str| {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(encoded.trim())
+            .ok()?;
         String::from_utf8(bytes).ok()
     };
-    let field = |name: &str| text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
-    let same_ca = field("certificate-authority-data").and_then(decode).as_deref() == Some(pki.server_ca_pem());
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
+    };
+    let same_ca =
+        field("certificate-authority-data").and_then(decode).as_deref() == Some(pki.server_ca_pem());
     let leaf = field("client-certificate-data").and_then(decode);
     let fresh = leaf
         .and_then(|pem| CertificateInfo::from_pem(&pem).ok())

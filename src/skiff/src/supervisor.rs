@@ -39,7 +39,9 @@ impl Handler for Supervisor {
                 let text = answer(StatusCode::OK, "application/x-pem-file", self.ca_pem.clone());
                 futures::future::ready(text).boxed()
             }
-            path if path.starts_with("/v1-skiff/") => futures::future::ready(self.node_request(request)).boxed(),
+            path if path.starts_with("/v1-skiff/") => {
+                futures::future::ready(self.node_request(request)).boxed()
+            }
             _ => {
                 let api = self.api.clone();
                 async move { api.handle(request).await }.boxed()
@@ -62,11 +64,17 @@ impl Supervisor {
                 Ok(text) => answer(StatusCode::OK, "application/json", text),
                 Err(error) => refuse(&Status::internal(error)),
             },
-            (&Method::GET, skiff_tunnel::CONNECT_PATH) => match skiff_tunnel::accept(&self.tunnels, &node, request) {
-                Ok(response) => response.map(|()| full_body("")),
-                Err(error) => answer(error.status(), "text/plain", error.to_string()),
-            },
-            (_, path) => answer(StatusCode::NOT_FOUND, "text/plain", format!("nothing is served at {path}")),
+            (&Method::GET, skiff_tunnel::CONNECT_PATH) => {
+                match skiff_tunnel::accept(&self.tunnels, &node, request) {
+                    Ok(response) => response.map(|()| full_body("")),
+                    Err(error) => answer(error.status(), "text/plain", error.to_string()),
+                }
+            }
+            (_, path) => answer(
+                StatusCode::NOT_FOUND,
+                "text/plain",
+                format!("nothing is served at {path}"),
+            ),
         }
     }
 }
@@ -74,7 +82,10 @@ impl Supervisor {
 fn answer(status: StatusCode, content_type: &'static str, text: String) -> Response<Body> {
     let mut response = Response::new(full_body(text));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
     response
 }
 

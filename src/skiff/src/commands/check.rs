@@ -18,7 +18,10 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
         ("root", preflight::root()),
         ("data folder", preflight::writable(&args.data_dir)),
         ("containerd and runc", preflight::programs()),
-        ("control groups", preflight::control_groups(Path::new("/sys/fs/cgroup"))),
+        (
+            "control groups",
+            preflight::control_groups(Path::new("/sys/fs/cgroup")),
+        ),
     ];
     let mut failed = 0;
     for (name, outcome) in checks {

@@ -8,7 +8,7 @@ use skiff_cri::Runtime;
 use skiff_cri::containerd::{Containerd, Registries};
 
 use crate::node::{self, Settings};
-use crate::options::NodeOptions;
+use crate::options::{NodeOptions, yaml_error};
 
 /// Where registries are configured.
 pub const REGISTRIES: &str = "/etc/skiff/registries.yaml";
@@ -56,7 +56,10 @@ pub async fn run(args: ImagesArgs) -> anyhow::Result<()> {
     match args.command {
         ImagesCommand::Import { files } => {
             for file in files {
-                let images = runtime.import_image(&file).await.with_context(|| file.display().to_string())?;
+                let images = runtime
+                    .import_image(&file)
+                    .await
+                    .with_context(|| file.display().to_string())?;
                 for name in images.iter().flat_map(|image| &image.repo_tags) {
                     println!("imported {name}");
                 }
@@ -93,7 +96,10 @@ async fn connect(args: &ImagesArgs) -> anyhow::Result<Arc<Containerd>> {
     let settings = Settings::new(options)?;
     let socket = settings.containerd().socket();
     if !socket.exists() {
-        bail!("containerd does not run here (no {}): start skiff first, or correct --run-dir", socket.display());
+        bail!(
+            "containerd does not run here (no {}): start skiff first, or correct --run-dir",
+            socket.display()
+        );
     }
     let clock = skiff_base::clock::system();
     Ok(Containerd::connect_for_images(node::runtime_config(&settings)?, clock).await?)
@@ -106,5 +112,6 @@ pub fn registries() -> anyhow::Result<Registries> {
         return Ok(Registries::default());
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {REGISTRIES}"))?;
-    serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("{REGISTRIES} is not valid: {error}"))
+    serde_saphyr::from_str(&text)
+        .map_err(|error| anyhow::anyhow!("{REGISTRIES} is not valid: {}", yaml_error(&error)))
 }

@@ -27,7 +27,10 @@ pub fn kubeconfig_path(given: Option<&Path>) -> PathBuf {
 pub async fn client(given: Option<&Path>) -> anyhow::Result<Client> {
     let path = kubeconfig_path(given);
     let file = Kubeconfig::read_from(&path).with_context(|| {
-        format!("cannot read the kubeconfig {}: run this on the server, or set --kubeconfig", path.display())
+        format!(
+            "cannot read the kubeconfig {}: run this on the server, or set --kubeconfig",
+            path.display()
+        )
     })?;
     let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)

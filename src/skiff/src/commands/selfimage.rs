@@ -53,7 +53,11 @@ impl<W: Write> Write for Hashing<W> {
 
 fn write_layer(binary: &Path, path: &Path) -> anyhow::Result<Written> {
     let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    let hashing = Hashing { inner: io::BufWriter::new(file), hasher: Sha256::new(), size: 0 };
+    let hashing = Hashing {
+        inner: io::BufWriter::new(file),
+        hasher: Sha256::new(),
+        size: 0,
+    };
     let mut layer = tar::Builder::new(hashing);
     for folder in ["etc", "tmp"] {
         let mut header = tar::Header::new_gnu();
@@ -63,10 +67,18 @@ fn write_layer(binary: &Path, path: &Path) -> anyhow::Result<Written> {
         layer.append_data(&mut header, format!("{folder}/"), io::empty())?;
     }
     append_file(&mut layer, "skiff", binary, 0o755)?;
-    append(&mut layer, "etc/passwd", b"root:x:0:0:root:/:/skiff\nnobody:x:65534:65534:nobody:/:/skiff\n", 0o644)?;
+    append(
+        &mut layer,
+        "etc/passwd",
+        b"root:x:0:0:root:/:/skiff\nnobody:x:65534:65534:nobody:/:/skiff\n",
+        0o644,
+    )?;
     let mut hashing = layer.into_inner()?;
     hashing.flush()?;
-    Ok(Written { digest: hex(&hashing.hasher.finalize()), size: hashing.size })
+    Ok(Written {
+        digest: hex(&hashing.hasher.finalize()),
+        size: hashing.size,
+    })
 }
 
 fn write_archive(layer_path: &Path, layer: &Written, out: &Path) -> anyhow::Result<()> {
@@ -91,7 +103,12 @@ fn write_archive(layer_path: &Path, layer: &Written, out: &Path) -> anyhow::Resu
     let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [entry]}))?;
     let file = std::fs::File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
     let mut archive = tar::Builder::new(io::BufWriter::new(file));
-    append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+    append(
+        &mut archive,
+        "oci-layout",
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+        0o644,
+    )?;
     append(&mut archive, "index.json", &index, 0o644)?;
     for blob in [&manifest, &config] {
         append(&mut archive, &blob_name(&digest(blob)), blob, 0o644)?;
@@ -105,7 +122,12 @@ fn blob_name(digest: &str) -> String {
     format!("blobs/{}", digest.replace(':', "/"))
 }
 
-fn append_file<W: Write>(archive: &mut tar::Builder<W>, name: &str, path: &Path, mode: u32) -> anyhow::Result<()> {
+fn append_file<W: Write>(
+    archive: &mut tar::Builder<W>,
+    name: &str,
+    path: &Path,
+    mode: u32,
+) -> anyhow::Result<()> {
     let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut header = tar::Header::new_gnu();
     header.set_size(file.metadata()?.len());
@@ -113,7 +135,12 @@ fn append_file<W: Write>(archive: &mut tar::Builder<W>, name: &str, path: &Path,
     Ok(archive.append_data(&mut header, name, io::BufReader::new(file))?)
 }
 
-fn append<W: Write>(archive: &mut tar::Builder<W>, name: &str, content: &[u8], mode: u32) -> anyhow::Result<()> {
+fn append<W: Write>(
+    archive: &mut tar::Builder<W>,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+) -> anyhow::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(content.len() as u64);
     header.set_mode(mode);
@@ -150,7 +177,7 @@ mod tests {
             let name = entry.path().expect("path").display().to_string();
             if let Some(hash) = name.strip_prefix("blobs/sha256/") {
                 let mut content = Vec::new();
-                std::io::Read::read_to_end(&mut entry, &mut content).expect("content");
+                io::Read::read_to_end(&mut entry, &mut content).expect("content");
                 assert_eq!(digest(&content), format!("sha256:{hash}"));
             }
             names.push(name);

@@ -49,7 +49,11 @@ pub async fn run(args: SelftestArgs) -> anyhow::Result<()> {
     let client = super::client(args.kubeconfig.as_deref()).await?;
     let limit = Duration::from_secs(args.timeout);
     let mut table = Table::new(limit);
-    let test = Test { client, namespace: args.namespace.clone(), limit };
+    let test = Test {
+        client,
+        namespace: args.namespace.clone(),
+        limit,
+    };
     let nodes = table.check("nodes are Ready", test.nodes()).await;
     if let Some(nodes) = &nodes {
         test.checks(nodes, &mut table, args.skip_node_ports).await;
@@ -68,11 +72,20 @@ struct Table {
 impl Table {
     fn new(limit: Duration) -> Self {
         println!("{:<48} {:<8} {:>8}  DETAIL", "CHECK", "RESULT", "TIME");
-        Self { limit, failed: 0, count: 0, live: std::io::stdout().is_terminal() }
+        Self {
+            limit,
+            failed: 0,
+            count: 0,
+            live: std::io::stdout().is_terminal(),
+        }
     }
 
     /// Runs one check within the limit and prints its row. `None`: it failed.
-    async fn check<T: Outcome>(&mut self, name: &str, check: impl Future<Output = anyhow::Result<T>>) -> Option<T> {
+    async fn check<T: Outcome>(
+        &mut self,
+        name: &str,
+        check: impl Future<Output = anyhow::Result<T>>,
+    ) -> Option<T> {
         if self.live {
             print!("{name:<48} ...");
             let _ = std::io::stdout().flush();
@@ -96,7 +109,11 @@ impl Table {
 
     fn finish(self) -> anyhow::Result<()> {
         if self.failed > 0 {
-            bail!("{} of {} checks failed: see the table for the reasons", self.failed, self.count);
+            bail!(
+                "{} of {} checks failed: see the table for the reasons",
+                self.failed,
+                self.count
+            );
         }
         println!("all {} checks passed", self.count);
         Ok(())
@@ -122,7 +139,10 @@ impl Outcome for String {
 
 impl Outcome for Vec<NodeFacts> {
     fn detail(&self) -> String {
-        self.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
+        self.iter()
+            .map(|node| node.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -160,25 +180,40 @@ impl Test {
     }
 
     async fn checks(&self, nodes: &[NodeFacts], table: &mut Table, skip_node_ports: bool) {
-        if table.check("workload is accepted", self.deploy(nodes.len())).await.is_none() {
+        if table
+            .check("workload is accepted", self.deploy(nodes.len()))
+            .await
+            .is_none()
+        {
             return;
         }
-        let Some(pods) = table.check("pods Running on every node", self.running(nodes, "1")).await else { return };
+        let Some(pods) = table
+            .check("pods Running on every node", self.running(nodes, "1"))
+            .await
+        else {
+            return;
+        };
         table.check("logs", self.logs(&pods)).await;
         table.check("exec", self.exec_works(&pods)).await;
         let service = table.check("service has addresses", self.service()).await;
         if let Some(service) = service {
             let url = format!("http://{}", service.cluster_ip);
-            table.check("ClusterIP from every pod", self.from_every(&pods, &url)).await;
+            table
+                .check("ClusterIP from every pod", self.from_every(&pods, &url))
+                .await;
             let url = format!("http://{NAME}.{}.svc.cluster.local", self.namespace);
-            table.check("DNS by name from every pod", self.from_every(&pods, &url)).await;
+            table
+                .check("DNS by name from every pod", self.from_every(&pods, &url))
+                .await;
             for node in nodes {
                 let url = format!("http://{}:{}", node.address, service.node_port);
                 let name = format!("NodePort of {} from every pod", node.name);
                 table.check(&name, self.from_every(&pods, &url)).await;
                 if !skip_node_ports {
                     let name = format!("NodePort of {} from here", node.name);
-                    table.check(&name, async { web::get(&url).await.map(|_| url.clone()) }).await;
+                    table
+                        .check(&name, async { web::get(&url).await.map(|_| url.clone()) })
+                        .await;
                 }
             }
         }
@@ -187,7 +222,9 @@ impl Test {
             table.check(&name, self.pod_to_pod(from, to)).await;
         }
         if table.check("rolling update", self.roll_out()).await.is_some() {
-            table.check("pods of the new revision", self.running(nodes, "2")).await;
+            table
+                .check("pods of the new revision", self.running(nodes, "2"))
+                .await;
         }
     }
 
@@ -197,7 +234,11 @@ impl Test {
         let found = self
             .until(api, ListParams::default(), |nodes: &[Node]| {
                 let nodes: Vec<&Node> = nodes.iter().filter(schedulable).collect();
-                let waiting: Vec<String> = nodes.iter().filter(|node| !node_is_ready(node)).map(|node| name(*node)).collect();
+                let waiting: Vec<String> = nodes
+                    .iter()
+                    .filter(|node| !node_is_ready(node))
+                    .map(|node| name(*node))
+                    .collect();
                 match (nodes.is_empty(), waiting.is_empty()) {
                     (true, _) => Err("there are no nodes".to_owned()),
                     (_, false) => Err(format!("not Ready: {}", waiting.join(", "))),
@@ -214,38 +255,58 @@ impl Test {
         let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": self.namespace}}))?;
         namespaces.create(&PostParams::default(), &namespace).await?;
         let deployment: Deployment = serde_json::from_value(deployment(nodes * 2, "1"))?;
-        self.api::<Deployment>().create(&PostParams::default(), &deployment).await?;
+        self.api::<Deployment>()
+            .create(&PostParams::default(), &deployment)
+            .await?;
         let service: Service = serde_json::from_value(json!({
             "metadata": {"name": NAME},
             "spec": {"type": "NodePort", "selector": {"app": "skiff-selftest"},
                 "ports": [{"port": 80, "targetPort": PORT}]},
         }))?;
-        self.api::<Service>().create(&PostParams::default(), &service).await?;
+        self.api::<Service>()
+            .create(&PostParams::default(), &service)
+            .await?;
         Ok(())
     }
 
     async fn running(&self, nodes: &[NodeFacts], revision: &str) -> anyhow::Result<Vec<PodFacts>> {
         let wanted = nodes.len() * 2;
-        self.until(self.api::<Pod>(), ListParams::default().labels(LABELS), |pods: &[Pod]| {
-            let current: Vec<&Pod> =
-                pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none() && revision_of(pod) == Some(revision)).collect();
-            let ready: Vec<PodFacts> = current.iter().filter_map(|pod| pod_facts(pod)).collect();
-            let missing: Vec<&str> = nodes
-                .iter()
-                .map(|node| node.name.as_str())
-                .filter(|node| !ready.iter().any(|pod| pod.node == *node))
-                .collect();
-            if ready.len() == wanted && missing.is_empty() && pods.len() == wanted {
-                return Ok(ready);
-            }
-            Err(format!("{} of {wanted} pods Ready{}", ready.len(), trouble(&current)))
-        })
+        self.until(
+            self.api::<Pod>(),
+            ListParams::default().labels(LABELS),
+            |pods: &[Pod]| {
+                let current: Vec<&Pod> = pods
+                    .iter()
+                    .filter(|pod| {
+                        pod.metadata.deletion_timestamp.is_none() && revision_of(pod) == Some(revision)
+                    })
+                    .collect();
+                let ready: Vec<PodFacts> = current.iter().filter_map(|pod| pod_facts(pod)).collect();
+                let missing: Vec<&str> = nodes
+                    .iter()
+                    .map(|node| node.name.as_str())
+                    .filter(|node| !ready.iter().any(|pod| pod.node == *node))
+                    .collect();
+                if ready.len() == wanted && missing.is_empty() && pods.len() == wanted {
+                    return Ok(ready);
+                }
+                Err(format!(
+                    "{} of {wanted} pods Ready{}",
+                    ready.len(),
+                    trouble(&current)
+                ))
+            },
+        )
         .await
     }
 
     async fn logs(&self, pods: &[PodFacts]) -> anyhow::Result<()> {
         for pod in pods {
-            let text = self.api::<Pod>().logs(&pod.name, &LogParams::default()).await.with_context(|| at(pod))?;
+            let text = self
+                .api::<Pod>()
+                .logs(&pod.name, &LogParams::default())
+                .await
+                .with_context(|| at(pod))?;
             if !text.contains(&format!("revision 1 of {} listens", pod.name)) {
                 bail!("{}: unexpected log {text:?}", at(pod));
             }
@@ -255,7 +316,10 @@ impl Test {
 
     async fn exec(&self, pod: &PodFacts, command: &[&str]) -> anyhow::Result<String> {
         let params = AttachParams::default().stdout(true).stderr(true);
-        let mut process = self.api::<Pod>().exec(&pod.name, command.iter().copied(), &params).await?;
+        let mut process = self
+            .api::<Pod>()
+            .exec(&pod.name, command.iter().copied(), &params)
+            .await?;
         let (mut out, mut err) = (String::new(), String::new());
         let (stdout, stderr) = (process.stdout(), process.stderr());
         let status = process.take_status();
@@ -277,8 +341,17 @@ impl Test {
         process.join().await?;
         match status {
             Some(status) if status.status.as_deref() == Some("Success") => Ok(out),
-            Some(status) => bail!("{}: {} {}", at(pod), status.message.unwrap_or_default(), err.trim()),
-            None => bail!("{}: the command's outcome was not told; it said {:?}", at(pod), err.trim()),
+            Some(status) => bail!(
+                "{}: {} {}",
+                at(pod),
+                status.message.unwrap_or_default(),
+                err.trim()
+            ),
+            None => bail!(
+                "{}: the command's outcome was not told; it said {:?}",
+                at(pod),
+                err.trim()
+            ),
         }
     }
 
@@ -299,15 +372,27 @@ impl Test {
     }
 
     async fn service(&self) -> anyhow::Result<ServiceFacts> {
-        self.until(self.api::<Service>(), ListParams::default(), |services: &[Service]| {
-            let spec = services.iter().find(|service| name(*service) == NAME).and_then(|service| service.spec.as_ref());
-            let cluster_ip = spec.and_then(|spec| spec.cluster_ip.clone()).filter(|ip| !ip.is_empty() && ip != "None");
-            let node_port = spec.and_then(|spec| spec.ports.as_ref()?.first()?.node_port);
-            match (cluster_ip, node_port) {
-                (Some(cluster_ip), Some(node_port)) => Ok(ServiceFacts { cluster_ip, node_port }),
-                _ => Err("no cluster IP or node port yet".to_owned()),
-            }
-        })
+        self.until(
+            self.api::<Service>(),
+            ListParams::default(),
+            |services: &[Service]| {
+                let spec = services
+                    .iter()
+                    .find(|service| name(*service) == NAME)
+                    .and_then(|service| service.spec.as_ref());
+                let cluster_ip = spec
+                    .and_then(|spec| spec.cluster_ip.clone())
+                    .filter(|ip| !ip.is_empty() && ip != "None");
+                let node_port = spec.and_then(|spec| spec.ports.as_ref()?.first()?.node_port);
+                match (cluster_ip, node_port) {
+                    (Some(cluster_ip), Some(node_port)) => Ok(ServiceFacts {
+                        cluster_ip,
+                        node_port,
+                    }),
+                    _ => Err("no cluster IP or node port yet".to_owned()),
+                }
+            },
+        )
         .await
     }
 
@@ -326,7 +411,11 @@ impl Test {
             bail!("{} answered instead of {}", answer.pod, to.name);
         }
         if answer.client != from.ip {
-            bail!("the source address {} became {} on the way", from.ip, answer.client);
+            bail!(
+                "the source address {} became {} on the way",
+                from.ip,
+                answer.client
+            );
         }
         Ok(format!("{} to {}", from.ip, to.ip))
     }
@@ -336,19 +425,36 @@ impl Test {
             "metadata": {"labels": {"revision": "2"}},
             "spec": {"containers": [{"name": NAME, "args": ["web", "--revision", "2"]}]},
         }}}));
-        let patched = self.api::<Deployment>().patch(NAME, &PatchParams::default(), &patch).await?;
+        let patched = self
+            .api::<Deployment>()
+            .patch(NAME, &PatchParams::default(), &patch)
+            .await?;
         let wanted = patched.metadata.generation;
-        self.until(self.api::<Deployment>(), ListParams::default(), |deployments: &[Deployment]| {
-            let Some(deployment) = deployments.first() else { return Err("the deployment is gone".to_owned()) };
-            let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-            let status = deployment.status.clone().unwrap_or_default();
-            let updated = status.updated_replicas.unwrap_or(0);
-            let done = status.observed_generation >= wanted
-                && updated == replicas
-                && status.replicas.unwrap_or(0) == replicas
-                && status.available_replicas.unwrap_or(0) == replicas;
-            if done { Ok(format!("{replicas} pods replaced")) } else { Err(format!("{updated} of {replicas} updated")) }
-        })
+        self.until(
+            self.api::<Deployment>(),
+            ListParams::default(),
+            |deployments: &[Deployment]| {
+                let Some(deployment) = deployments.first() else {
+                    return Err("the deployment is gone".to_owned());
+                };
+                let replicas = deployment
+                    .spec
+                    .as_ref()
+                    .and_then(|spec| spec.replicas)
+                    .unwrap_or(1);
+                let status = deployment.status.clone().unwrap_or_default();
+                let updated = status.updated_replicas.unwrap_or(0);
+                let done = status.observed_generation >= wanted
+                    && updated == replicas
+                    && status.replicas.unwrap_or(0) == replicas
+                    && status.available_replicas.unwrap_or(0) == replicas;
+                if done {
+                    Ok(format!("{replicas} pods replaced"))
+                } else {
+                    Err(format!("{updated} of {replicas} updated"))
+                }
+            },
+        )
         .await
     }
 
@@ -362,10 +468,19 @@ impl Test {
         self.until(api, params, |namespaces: &[Namespace]| match namespaces.first() {
             None => Ok(()),
             Some(namespace) => {
-                let conditions = namespace.status.iter().flat_map(|status| status.conditions.iter().flatten());
-                let why: Vec<String> =
-                    conditions.filter(|c| c.status == "True").filter_map(|c| c.message.clone()).collect();
-                Err(format!("namespace {} still terminates: {}", self.namespace, why.join("; ")))
+                let conditions = namespace
+                    .status
+                    .iter()
+                    .flat_map(|status| status.conditions.iter().flatten());
+                let why: Vec<String> = conditions
+                    .filter(|c| c.status == "True")
+                    .filter_map(|c| c.message.clone())
+                    .collect();
+                Err(format!(
+                    "namespace {} still terminates: {}",
+                    self.namespace,
+                    why.join("; ")
+                ))
             }
         })
         .await
@@ -444,7 +559,11 @@ fn pairs(pods: &[PodFacts]) -> Vec<(&PodFacts, &PodFacts)> {
     let mut pairs = Vec::new();
     for (from_node, from) in &by_node {
         for (to_node, to) in &by_node {
-            let other = if from_node == to_node { to.get(1) } else { to.first() };
+            let other = if from_node == to_node {
+                to.get(1)
+            } else {
+                to.first()
+            };
             pairs.extend(from.first().copied().zip(other.copied()));
         }
     }
@@ -497,22 +616,44 @@ fn revision_of(pod: &Pod) -> Option<&str> {
 }
 
 fn node_is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True")
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .filter(|condition| condition.type_ == "Ready")
+        .any(|condition| condition.status == "True")
 }
 
 fn node_facts(node: &Node) -> NodeFacts {
-    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    let internal = addresses.filter(|address| address.type_ == "InternalIP").map(|address| address.address.clone()).next();
-    NodeFacts { name: name(node), address: internal.unwrap_or_default() }
+    let addresses = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten());
+    let internal = addresses
+        .filter(|address| address.type_ == "InternalIP")
+        .map(|address| address.address.clone())
+        .next();
+    NodeFacts {
+        name: name(node),
+        address: internal.unwrap_or_default(),
+    }
 }
 
 /// A pod that is Running and Ready.
 fn pod_facts(pod: &Pod) -> Option<PodFacts> {
     let status = pod.status.as_ref()?;
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|c| c.type_ == "Ready" && c.status == "True");
     (status.phase.as_deref() == Some("Running") && ready).then_some(())?;
-    Some(PodFacts { name: name(pod), node: pod.spec.as_ref()?.node_name.clone()?, ip: status.pod_ip.clone()? })
+    Some(PodFacts {
+        name: name(pod),
+        node: pod.spec.as_ref()?.node_name.clone()?,
+        ip: status.pod_ip.clone()?,
+    })
 }
 
 /// Why pods are not ready, as far as they say.
@@ -523,17 +664,26 @@ fn trouble(pods: &[&Pod]) -> String {
         for container in status.container_statuses.iter().flatten() {
             if let Some(waiting) = container.state.as_ref().and_then(|state| state.waiting.as_ref()) {
                 let reason = waiting.reason.clone().unwrap_or_default();
-                let message = waiting.message.clone().map(|message| format!(" ({message})")).unwrap_or_default();
+                let message = waiting
+                    .message
+                    .clone()
+                    .map(|message| format!(" ({message})"))
+                    .unwrap_or_default();
                 *reasons.entry(format!("{reason}{message}")).or_default() += 1;
             }
         }
         for condition in status.conditions.iter().flatten() {
             if condition.type_ == "PodScheduled" && condition.status == "False" {
-                *reasons.entry(condition.message.clone().unwrap_or_default()).or_default() += 1;
+                *reasons
+                    .entry(condition.message.clone().unwrap_or_default())
+                    .or_default() += 1;
             }
         }
     }
-    reasons.into_iter().map(|(reason, count)| format!("; {count} x {reason}")).collect()
+    reasons
+        .into_iter()
+        .map(|(reason, count)| format!("; {count} x {reason}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -542,9 +692,16 @@ mod tests {
 
     #[test]
     fn every_pair_of_nodes_is_tried_both_ways() {
-        let pod = |name: &str, node: &str| PodFacts { name: name.to_owned(), node: node.to_owned(), ip: String::new() };
+        let pod = |name: &str, node: &str| PodFacts {
+            name: name.to_owned(),
+            node: node.to_owned(),
+            ip: String::new(),
+        };
         let pods = [pod("a1", "a"), pod("a2", "a"), pod("b1", "b"), pod("b2", "b")];
-        let names: Vec<(&str, &str)> = pairs(&pods).iter().map(|(from, to)| (from.name.as_str(), to.name.as_str())).collect();
+        let names: Vec<(&str, &str)> = pairs(&pods)
+            .iter()
+            .map(|(from, to)| (from.name.as_str(), to.name.as_str()))
+            .collect();
         assert_eq!(names, [("a1", "a2"), ("a1", "b1"), ("b1", "a1"), ("b1", "b2")]);
     }
 

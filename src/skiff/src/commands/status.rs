@@ -171,12 +171,26 @@ fn conditions(node: &Node) -> &[NodeCondition] {
         .unwrap_or_default()
 }
 
-fn is_ready(node: Option<&Node>) -> bool {
+/// Whether the node is Ready by its own word, given at or after `since` (seconds
+/// of the Unix time; the API keeps no fractions). An older word is that of a
+/// skiff that has ended.
+fn is_ready(node: Option<&Node>, since: i64) -> bool {
+    let fresh = |condition: &NodeCondition| {
+        let told = condition.last_heartbeat_time.as_ref();
+        told.is_some_and(|time| time.0.as_second() >= since)
+    };
     node.is_some_and(|node| {
         conditions(node)
             .iter()
-            .any(|c| c.type_ == "Ready" && c.status == "True")
+            .any(|c| c.type_ == "Ready" && c.status == "True" && fresh(c))
     })
+}
+
+/// When the skiff that runs here left its record, in seconds of the Unix time.
+fn since(run: &Path) -> i64 {
+    let written = std::fs::metadata(run.join(RECORD)).and_then(|meta| meta.modified());
+    let written = written.ok().and_then(|time| jiff::Timestamp::try_from(time).ok());
+    written.map_or(0, |time| time.as_second())
 }
 
 async fn connect(record: &Record) -> anyhow::Result<Client> {
@@ -210,9 +224,9 @@ async fn wait(args: &StatusArgs) -> anyhow::Result<()> {
             && let Ok(Ok(client)) = tokio::time::timeout(LOOK_TIMEOUT, connect(&record)).await
         {
             let Some(name) = record.node else { return Ok(()) };
-            let nodes = Api::<Node>::all(client);
+            let (nodes, since) = (Api::<Node>::all(client), since(&args.run_dir));
             tokio::select! {
-                settled = await_condition(nodes, &name, is_ready) => if settled.is_ok() { return Ok(()) },
+                settled = await_condition(nodes, &name, |node: Option<&Node>| is_ready(node, since)) => if settled.is_ok() { return Ok(()) },
                 () = ended(record.pid) => bail!("skiff (process {}) has ended", record.pid),
             }
         }
@@ -292,12 +306,19 @@ mod tests {
     fn readiness() {
         let node = |status: &str| -> Node {
             serde_json::from_value(serde_json::json!({
-                "status": {"conditions": [{"type": "Ready", "status": status, "message": "no network"}]}
+                "status": {"conditions": [{
+                    "type": "Ready",
+                    "status": status,
+                    "message": "no network",
+                    "lastHeartbeatTime": "1970-01-01T00:00:50Z",
+                }]}
             }))
             .expect("node")
         };
-        assert!(is_ready(Some(&node("True"))));
-        assert!(!is_ready(Some(&node("False"))) && !is_ready(Some(&Node::default())) && !is_ready(None));
+        let ready = |node: Option<Node>, since| is_ready(node.as_ref(), since);
+        assert!(ready(Some(node("True")), 50) && ready(Some(node("True")), 49));
+        assert!(!ready(Some(node("True")), 51), "the word of an earlier run");
+        assert!(!ready(Some(node("False")), 50) && !ready(Some(Node::default()), 0) && !ready(None, 0));
         let report =
             |node: Option<Node>| report(&record(1), node.as_ref()).map_err(|error| error.to_string());
         assert_eq!(report(Some(node("True"))), Ok(()));

@@ -53,7 +53,11 @@ pub async fn run(args: TokenArgs) -> anyhow::Result<()> {
     let client = super::client(args.kubeconfig.as_deref()).await?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "kube-system");
     match args.command {
-        TokenCommand::Create { ttl, description, print_join_command } => {
+        TokenCommand::Create {
+            ttl,
+            description,
+            print_join_command,
+        } => {
             let path = super::kubeconfig_path(args.kubeconfig.as_deref());
             let (server, ca_der) = cluster(&path)?;
             let token = Token::generate(&ca_der)?;
@@ -71,21 +75,39 @@ pub async fn run(args: TokenArgs) -> anyhow::Result<()> {
         }
         TokenCommand::List => {
             println!("{:<8} {:<22} DESCRIPTION", "TOKEN", "EXPIRES");
-            let list = secrets.list(&ListParams::default().fields(&format!("type={TOKEN_TYPE}"))).await?;
+            let list = secrets
+                .list(&ListParams::default().fields(&format!("type={TOKEN_TYPE}")))
+                .await?;
             for secret in list {
                 let field = |name: &str| {
                     let bytes = secret.data.as_ref().and_then(|data| data.get(name));
-                    bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default()
+                    bytes
+                        .map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
+                        .unwrap_or_default()
                 };
-                let expires = Some(field("expiration")).filter(|text| !text.is_empty()).unwrap_or_else(|| "never".to_owned());
+                let expires = Some(field("expiration"))
+                    .filter(|text| !text.is_empty())
+                    .unwrap_or_else(|| "never".to_owned());
                 println!("{:<8} {expires:<22} {}", field("token-id"), field("description"));
             }
         }
         TokenCommand::Delete { id } => {
-            let id = id.rsplit("::").next().unwrap_or(&id).split('.').next().unwrap_or_default().to_owned();
-            match secrets.delete(&format!("bootstrap-token-{id}"), &DeleteParams::default()).await {
+            let id = id
+                .rsplit("::")
+                .next()
+                .unwrap_or(&id)
+                .split('.')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
+            match secrets
+                .delete(&format!("bootstrap-token-{id}"), &DeleteParams::default())
+                .await
+            {
                 Ok(_) => println!("token {id} deleted"),
-                Err(kube::Error::Api(status)) if status.code == 404 => bail!("there is no token {id}: see `skiff token list`"),
+                Err(kube::Error::Api(status)) if status.code == 404 => {
+                    bail!("there is no token {id}: see `skiff token list`")
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -112,7 +134,9 @@ fn cluster(path: &std::path::Path) -> anyhow::Result<(String, Vec<u8>)> {
 fn parse_ttl(text: &str) -> anyhow::Result<Option<Duration>> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().with_context(|| format!("ttl {text:?} is not a time such as 24h"))?;
+    let number: u64 = number
+        .parse()
+        .with_context(|| format!("ttl {text:?} is not a time such as 24h"))?;
     let seconds = match unit {
         "" | "s" => number,
         "m" => number * 60,

@@ -24,6 +24,15 @@ use crate::preflight;
 /// What the installer made: `file PATH` and `package NAME`, one a line. What is
 /// not in it (a binary put there by hand, a configuration file) is not ours.
 const INSTALLED: &str = "/etc/skiff/installed";
+/// Folders that containerd, its shim and runc make wherever they keep their own
+/// state, innermost first, and the one for configuration.
+const SHARED: [&str; 5] = [
+    "/run/containerd/runc/k8s.io",
+    "/run/containerd/runc",
+    "/run/containerd/s",
+    "/run/containerd",
+    "/etc/skiff",
+];
 const UNITS: [&str; 2] = ["skiff-server.service", "skiff-agent.service"];
 /// How long a process gets to end before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -61,16 +70,34 @@ pub async fn run(args: UninstallArgs) -> anyhow::Result<()> {
         ..NodeOptions::default()
     };
     let settings = Settings::new(options)?;
-    let mut steps = Steps { dry_run: args.dry_run, failures: Vec::new() };
+    let mut steps = Steps {
+        dry_run: args.dry_run,
+        failures: Vec::new(),
+    };
     steps.run("stop the services", || stop_services(&settings)).await;
     steps.run_async("stop all pods", stop_pods(&settings)).await;
-    steps.run_async("stop containerd", async {
-        skiff_cri::containerd::daemon::terminate(&settings.containerd()).await.map(drop).map_err(Into::into)
-    })
-    .await;
-    steps.run_async("take down links and rules", remove_network(&settings)).await;
-    steps.run("unmount what is left", || unmount_below(&[&settings.run, &settings.data])).await;
-    steps.run("remove control groups", || remove_cgroups(Path::new("/sys/fs/cgroup"))).await;
+    steps
+        .run_async("stop containerd", async {
+            skiff_cri::containerd::terminate_keeper(&settings.run)?;
+            skiff_cri::containerd::daemon::terminate(&settings.containerd())
+                .await
+                .map(drop)
+                .map_err(Into::into)
+        })
+        .await;
+    steps
+        .run_async("take down links and rules", remove_network(&settings))
+        .await;
+    steps
+        .run("unmount what is left", || {
+            unmount_below(&[&settings.run, &settings.data])
+        })
+        .await;
+    steps
+        .run("remove control groups", || {
+            remove_cgroups(Path::new("/sys/fs/cgroup"))
+        })
+        .await;
     let mut paths: Vec<PathBuf> = vec![settings.run.clone()];
     if !args.keep_data {
         paths.push(settings.data.clone());
@@ -80,17 +107,26 @@ pub async fn run(args: UninstallArgs) -> anyhow::Result<()> {
     paths.extend(recorded(&installed, "file").map(PathBuf::from));
     paths.push(crate::server::KUBECONFIG.into());
     for path in paths.iter().filter(|path| path.symlink_metadata().is_ok()) {
-        steps.run(&format!("remove {}", path.display()), || remove(path)).await;
+        steps
+            .run(&format!("remove {}", path.display()), || remove(path))
+            .await;
     }
     if steps.failures.is_empty() && Path::new(INSTALLED).exists() {
         // Last: a run that failed before must find it again.
-        steps.run(&format!("remove {INSTALLED}"), || remove(Path::new(INSTALLED))).await;
+        steps
+            .run(&format!("remove {INSTALLED}"), || remove(Path::new(INSTALLED)))
+            .await;
     }
-    let shared = [settings.log.join("pods"), settings.log.join("containers"), "/etc/skiff".into()];
-    for folder in shared.iter().filter(|_| !args.dry_run) {
-        // Shared with others: only when nothing is left in it.
-        if std::fs::remove_dir(folder).is_err() && folder.is_dir() {
-            println!("kept {}: it holds files skiff did not make", folder.display());
+    // Shared with others: only when nothing is left in them.
+    let logs = ["pods", "containers"].map(|name| settings.log.join(name));
+    for folder in SHARED
+        .iter()
+        .map(PathBuf::from)
+        .chain(logs)
+        .filter(|_| !args.dry_run)
+    {
+        if std::fs::remove_dir(&folder).is_err() && folder.is_dir() {
+            println!("kept {}: not empty", folder.display());
         }
     }
     if Path::new("/run/systemd/system").exists() && !args.dry_run {
@@ -98,18 +134,34 @@ pub async fn run(args: UninstallArgs) -> anyhow::Result<()> {
     }
     let packages: Vec<&str> = recorded(&installed, "package").collect();
     if !packages.is_empty() {
-        println!("packages of the distribution stay; `apt-get remove {}` removes them", packages.join(" "));
+        println!(
+            "packages of the distribution stay; `apt-get remove {}` removes them",
+            packages.join(" ")
+        );
     }
     if steps.failures.is_empty() {
-        println!("{}", if args.dry_run { "nothing was changed" } else { "skiff is gone" });
+        println!(
+            "{}",
+            if args.dry_run {
+                "nothing was changed"
+            } else {
+                "skiff is gone"
+            }
+        );
         return Ok(());
     }
-    bail!("not everything could be removed; run it again after looking into:\n  {}", steps.failures.join("\n  "))
+    bail!(
+        "not everything could be removed; run it again after looking into:\n  {}",
+        steps.failures.join("\n  ")
+    )
 }
 
 /// The names of one sort in the installer's record.
 fn recorded<'r>(record: &'r str, sort: &'r str) -> impl Iterator<Item = &'r str> {
-    record.lines().filter_map(move |line| line.strip_prefix(sort)?.strip_prefix(' ')).filter(|name| !name.is_empty())
+    record
+        .lines()
+        .filter_map(move |line| line.strip_prefix(sort)?.strip_prefix(' '))
+        .filter(|name| !name.is_empty())
 }
 
 struct Steps {
@@ -135,8 +187,14 @@ impl Steps {
 
 fn stop_services(settings: &Settings) -> anyhow::Result<()> {
     if Path::new("/run/systemd/system").exists() {
-        for unit in UNITS.iter().filter(|unit| Path::new("/etc/systemd/system").join(unit).exists()) {
-            Command::new("systemctl").args(["disable", "--now", unit]).status().context("systemctl")?;
+        for unit in UNITS
+            .iter()
+            .filter(|unit| Path::new("/etc/systemd/system").join(unit).exists())
+        {
+            Command::new("systemctl")
+                .args(["disable", "--now", unit])
+                .status()
+                .context("systemctl")?;
         }
     }
     let pid_file = settings.run.join("skiff.pid");
@@ -194,15 +252,37 @@ async fn stop_pods(settings: &Settings) -> anyhow::Result<()> {
         let runtime = &runtime;
         async move { runtime.stop_container(&container.id, CONTAINER_GRACE).await }
     });
-    failed.extend(futures::future::join_all(stops).await.into_iter().filter_map(Result::err).map(|e| e.to_string()));
+    failed.extend(
+        futures::future::join_all(stops)
+            .await
+            .into_iter()
+            .filter_map(Result::err)
+            .map(|e| e.to_string()),
+    );
     for container in runtime.containers().await? {
-        failed.extend(runtime.remove_container(&container.id).await.err().map(|e| e.to_string()));
+        failed.extend(
+            runtime
+                .remove_container(&container.id)
+                .await
+                .err()
+                .map(|e| e.to_string()),
+        );
     }
     for sandbox in runtime.sandboxes().await? {
-        failed.extend(runtime.remove_sandbox(&sandbox.id).await.err().map(|e| e.to_string()));
+        failed.extend(
+            runtime
+                .remove_sandbox(&sandbox.id)
+                .await
+                .err()
+                .map(|e| e.to_string()),
+        );
     }
     shutdown.drain(STOP_TIMEOUT).await;
-    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("{}", failed.join("; "))
+    }
 }
 
 async fn remove_network(settings: &Settings) -> anyhow::Result<()> {
@@ -274,25 +354,39 @@ fn remove_cgroup(group: &Path) -> std::io::Result<()> {
     std::fs::remove_dir(group)
 }
 
-/// Log folders and links of pods whose data is ours.
+/// Log folders of pods whose data is ours, and the links into them.
 fn own_logs(settings: &Settings) -> Vec<PathBuf> {
-    let uids: Vec<String> = std::fs::read_dir(settings.log.join("pods"))
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path().display().to_string()))
+    let entries = |folder: PathBuf| {
+        std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+    };
+    let data = settings.agent_dir().join("kubelet/pods");
+    let is_ours = |folder: &Path| {
+        let name = folder
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        name.rsplit_once('_')
+            .is_some_and(|(_, uid)| data.join(uid).exists())
+    };
+    let folders: Vec<PathBuf> = entries(settings.log.join("pods"))
+        .filter(|folder| is_ours(folder))
         .collect();
-    let mut paths: Vec<PathBuf> = uids.into_iter().map(PathBuf::from).collect();
-    let links = std::fs::read_dir(settings.log.join("containers")).into_iter().flatten().filter_map(|entry| {
-        let path = entry.ok()?.path();
-        let target = std::fs::read_link(&path).ok()?;
-        target.starts_with(settings.log.join("pods")).then_some(path)
+    let links = entries(settings.log.join("containers")).filter(|link| {
+        std::fs::read_link(link).is_ok_and(|target| folders.iter().any(|ours| target.starts_with(ours)))
     });
-    paths.extend(links);
-    paths
+    let links: Vec<PathBuf> = links.collect();
+    folders.into_iter().chain(links).collect()
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {
-    let result = if path.is_dir() && !path.is_symlink() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    let result = if path.is_dir() && !path.is_symlink() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
     match result {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
@@ -306,7 +400,10 @@ mod tests {
     #[test]
     fn the_installers_record() {
         let record = "file /usr/local/bin/skiff\npackage runc\nfile /a b\nfiles /x\nfile \n";
-        assert_eq!(recorded(record, "file").collect::<Vec<_>>(), ["/usr/local/bin/skiff", "/a b"]);
+        assert_eq!(
+            recorded(record, "file").collect::<Vec<_>>(),
+            ["/usr/local/bin/skiff", "/a b"]
+        );
         assert_eq!(recorded(record, "package").collect::<Vec<_>>(), ["runc"]);
         assert_eq!(recorded("", "file").count(), 0);
     }
@@ -320,7 +417,11 @@ mod tests {
 32 31 0:31 / /var/lib/skiff/agent/a\\040b/deep rw - tmpfs tmpfs rw\n\
 33 22 0:32 / /var/lib/skiffer rw - tmpfs tmpfs rw\n";
         let found = mounts_below(table, &[Path::new("/run/skiff"), Path::new("/var/lib/skiff")]);
-        let want = ["/var/lib/skiff/agent/a b/deep", "/var/lib/skiff/agent/a b", "/run/skiff/cri/net"];
+        let want = [
+            "/var/lib/skiff/agent/a b/deep",
+            "/var/lib/skiff/agent/a b",
+            "/run/skiff/cri/net",
+        ];
         assert_eq!(found, want.map(PathBuf::from));
     }
 }

@@ -54,7 +54,9 @@ pub async fn run(args: WebArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(listen: SocketAddr, revision: &str) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("cannot listen on {listen}"))?;
     let pod = nix::unistd::gethostname()?.to_string_lossy().into_owned();
     println!("revision {revision} of {pod} listens on {listen}");
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -63,10 +65,19 @@ async fn serve(listen: SocketAddr, revision: &str) -> anyhow::Result<()> {
             accepted = listener.accept() => accepted?,
             _ = terminate.recv() => return Ok(()),
         };
-        let answer = Answer { pod: pod.clone(), revision: revision.to_owned(), client: client.ip().to_string() };
+        let answer = Answer {
+            pod: pod.clone(),
+            revision: revision.to_owned(),
+            client: client.ip().to_string(),
+        };
         tokio::spawn(async move {
             let respond = |request: Request<Incoming>| {
-                println!("{} {} from {}", request.method(), request.uri().path(), answer.client);
+                println!(
+                    "{} {} from {}",
+                    request.method(),
+                    request.uri().path(),
+                    answer.client
+                );
                 let text = serde_json::to_string(&answer).unwrap_or_default() + "\n";
                 async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text)))) }
             };
@@ -80,14 +91,21 @@ async fn serve(listen: SocketAddr, revision: &str) -> anyhow::Result<()> {
 /// Fetches `http://HOST[:PORT]/PATH`.
 pub async fn get(url: &str) -> anyhow::Result<String> {
     let uri: http::Uri = url.parse().with_context(|| format!("{url:?} is not a URL"))?;
-    let host = uri.host().with_context(|| format!("{url:?} names no host"))?.to_owned();
+    let host = uri
+        .host()
+        .with_context(|| format!("{url:?} names no host"))?
+        .to_owned();
     let port = uri.port_u16().unwrap_or(80);
     let fetch = async {
-        let stream = TcpStream::connect((host.as_str(), port)).await.with_context(|| format!("cannot connect to {host}:{port}"))?;
+        let stream = TcpStream::connect((host.as_str(), port))
+            .await
+            .with_context(|| format!("cannot connect to {host}:{port}"))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let request = Request::get(path).header(http::header::HOST, host.as_str()).body(Full::<Bytes>::default())?;
+        let request = Request::get(path)
+            .header(http::header::HOST, host.as_str())
+            .body(Full::<Bytes>::default())?;
         let response = sender.send_request(request).await?;
         if !response.status().is_success() {
             bail!("{url} answered {}", response.status());
