@@ -352,11 +352,16 @@ wait_until_ready() {
     die "skiff $ROLE did not start (see above); correct that and run this again"
 }
 
+# What the running skiff says about itself.
+about() {
+    sed -n "s/^ *\"$1\": \"\(.*\)\",\{0,1\}\$/\1/p" "$RUN_DIR/skiff.json"
+}
+
 say_what_next() {
     if [ "$ROLE" = server ]; then
-        server=$("$BIN" status | sed -n 's/^server  *//p')
-        kubeconfig=$("$BIN" status | sed -n 's/^kubeconfig  *//p')
-        data=$(sed -n 's/.*"agentDir": "\(.*\)\/agent".*/\1/p' "$RUN_DIR/skiff.json")
+        server=$(about server)
+        kubeconfig=$(about kubeconfig)
+        data=$(dirname "$(about agentDir)")
         echo
         echo "kubeconfig:  $kubeconfig"
         echo "             export KUBECONFIG=$kubeconfig; kubectl get nodes"
