@@ -16,6 +16,9 @@
 //! Components in the same process call [`ApiServer::handle`] with a
 //! [`UserInfo`] in the request's extensions and need no TLS and no credentials.
 
+// A refusal is a whole `Status`; it is made once a request and moved a few times.
+#![allow(clippy::result_large_err)]
+
 mod admission;
 mod auth;
 mod authz;
@@ -30,7 +33,6 @@ mod identity;
 mod managed;
 mod negotiate;
 mod patching;
-mod protobuf;
 mod reading;
 mod request;
 mod respond;

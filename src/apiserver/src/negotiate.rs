@@ -2,10 +2,9 @@
 
 use http::HeaderMap;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
+use skiff_api::protobuf;
 use skiff_api::status::Status;
 use skiff_api::table::IncludeObject;
-
-use crate::protobuf;
 
 /// The encoding of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,7 +14,7 @@ pub enum Format {
     Json,
     /// `application/yaml`.
     Yaml,
-    /// `application/vnd.kubernetes.protobuf`: taken, not given.
+    /// `application/vnd.kubernetes.protobuf`, of built-in kinds only.
     Protobuf,
 }
 
@@ -43,11 +42,13 @@ pub struct Accept {
 }
 
 const ACCEPTED: &str = "only the following media types are accepted: application/json, application/yaml";
+const ACCEPTED_BUILTIN: &str = "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 impl Accept {
     /// Reads the `Accept` header: the first alternative that can be served
-    /// wins, better quality first.
-    pub fn parse(headers: &HeaderMap, include: Option<&str>) -> Result<Self, Status> {
+    /// wins, better quality first. `protobuf` tells whether what is asked for
+    /// can be answered in it.
+    pub fn parse(headers: &HeaderMap, include: Option<&str>, protobuf: bool) -> Result<Self, Status> {
         let mut alternatives: Vec<(f32, &str)> = Vec::new();
         for value in headers.get_all(ACCEPT) {
             let Ok(text) = value.to_str() else { continue };
@@ -63,15 +64,16 @@ impl Accept {
         alternatives.sort_by(|a, b| b.0.total_cmp(&a.0));
         alternatives
             .iter()
-            .find_map(|(_, alternative)| Self::alternative(alternative, include))
-            .ok_or_else(|| Status::not_acceptable(ACCEPTED))
+            .find_map(|(_, alternative)| Self::alternative(alternative, include, protobuf))
+            .ok_or_else(|| Status::not_acceptable(if protobuf { ACCEPTED_BUILTIN } else { ACCEPTED }))
     }
 
-    fn alternative(text: &str, include: Option<&str>) -> Option<Self> {
+    fn alternative(text: &str, include: Option<&str>, protobuf: bool) -> Option<Self> {
         let mut parts = text.split(';').map(str::trim);
         let format = match parts.next()? {
             "application/json" | "*/*" | "application/*" => Format::Json,
             "application/yaml" | "text/yaml" | "application/x-yaml" => Format::Yaml,
+            protobuf::MEDIA_TYPE => Format::Protobuf,
             _ => return None,
         };
         let (mut kind, mut group, mut version) = ("", "", "");
@@ -98,7 +100,25 @@ impl Accept {
             "APIGroupDiscoveryList" if group == "apidiscovery.k8s.io" && version == "v2" => View::Discovery,
             _ => return None,
         };
-        Some(Self { format, view })
+        let served = match (format, view) {
+            (Format::Protobuf, View::Whole) => protobuf,
+            // Metadata has the same form for every kind.
+            (Format::Protobuf, View::Metadata) => true,
+            (Format::Protobuf, View::Table(_) | View::Discovery) => false,
+            (Format::Json | Format::Yaml, _) => true,
+        };
+        served.then_some(Self { format, view })
+    }
+
+    /// How an error is told to a client with these headers.
+    pub fn of_errors(headers: &HeaderMap) -> Format {
+        match Self::parse(headers, None, true) {
+            Ok(Self {
+                format: Format::Protobuf,
+                ..
+            }) => Format::Protobuf,
+            _ => Format::Json,
+        }
     }
 
     /// The media type of the answer.
@@ -107,7 +127,8 @@ impl Accept {
             (Format::Json, View::Discovery) => {
                 "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
             }
-            (Format::Json | Format::Protobuf, _) => "application/json",
+            (Format::Json, _) => "application/json",
+            (Format::Protobuf, _) => protobuf::MEDIA_TYPE,
             (Format::Yaml, _) => "application/yaml",
         }
     }
@@ -147,7 +168,7 @@ pub fn body_format(headers: &HeaderMap) -> Result<Format, Status> {
         Some("application/yaml" | "text/yaml" | "application/x-yaml") => Ok(Format::Yaml),
         Some(protobuf::MEDIA_TYPE) => Ok(Format::Protobuf),
         Some(other) => Err(Status::unsupported_media_type(format!(
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml (got {other})"
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
         ))),
     }
 }
@@ -159,7 +180,32 @@ mod tests {
     fn accept(text: &str) -> Result<Accept, u16> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, text.parse().unwrap());
-        Accept::parse(&headers, None).map_err(|s| s.code)
+        Accept::parse(&headers, None, false).map_err(|s| s.code)
+    }
+
+    #[test]
+    fn protobuf_is_for_kinds_that_have_it() {
+        let builtin = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, text.parse().unwrap());
+            Accept::parse(&headers, None, true).unwrap()
+        };
+        let whole = Accept {
+            format: Format::Protobuf,
+            view: View::Whole,
+        };
+        assert_eq!(
+            builtin("application/vnd.kubernetes.protobuf,application/json"),
+            whole
+        );
+        assert_eq!(
+            builtin("application/json,application/vnd.kubernetes.protobuf").format,
+            Format::Json
+        );
+        let table = "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json";
+        assert_eq!(builtin(table), Accept::default());
+        let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+        assert_eq!(accept(metadata).unwrap().format, Format::Protobuf);
     }
 
     #[test]

@@ -17,11 +17,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use skiff_api::kinds::Kind;
 use skiff_api::meta::Head;
+use skiff_api::protobuf::ListWriter;
 use skiff_api::status::{FieldError, Status};
 use skiff_api::table;
 use skiff_store::{Entry, Snapshot};
 
-use crate::negotiate::View;
+use crate::negotiate::{Format, View};
 use crate::selecting::Selection;
 use crate::server::{ApiServer, Call};
 use crate::{Body, codec, respond};
@@ -277,8 +278,28 @@ impl ApiServer {
                 self.pages.keep(&snapshot, self.clock.monotonic());
             }
         }
+        if call.accept.format == Format::Protobuf {
+            let body = self.list_protobuf(call, &chosen, &metadata)?;
+            return Ok(respond::raw(StatusCode::OK, call.accept.content_type(), body));
+        }
         let body = self.list_body(call, &chosen, metadata)?;
         Ok(respond::encoded(StatusCode::OK, call.accept, body))
+    }
+
+    /// The list in protobuf, written object by object.
+    fn list_protobuf(&self, call: &Call, entries: &[&Entry], metadata: &Value) -> Result<Bytes, Status> {
+        let kind = &call.kind;
+        let mut writer = match call.accept.view {
+            View::Metadata => ListWriter::new("meta.k8s.io/v1", "PartialObjectMetadataList", metadata),
+            _ => ListWriter::new(&kind.api_version(), &kind.list_kind, metadata),
+        }
+        .map_err(Status::internal)?;
+        for entry in entries {
+            writer
+                .push(&codec::present_value(kind, &entry.value)?)
+                .map_err(Status::internal)?;
+        }
+        Ok(writer.finish().into())
     }
 
     fn list_body(&self, call: &Call, entries: &[&Entry], metadata: Value) -> Result<Bytes, Status> {

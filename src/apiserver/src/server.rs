@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -13,22 +14,29 @@ use http::{HeaderMap, Method, Request, Response};
 use ipnet::Ipv4Net;
 use parking_lot::Mutex;
 use skiff_api::kinds::{Kind, Kinds, Subresource};
+use skiff_api::protobuf;
 use skiff_api::status::Status;
 use skiff_base::clock::Clock;
 use skiff_base::lifecycle::Shutdown;
 use skiff_base::metrics::{self, CounterVec, GaugeVec, HistogramVec};
 use skiff_pki::ServiceAccountKey;
 use skiff_store::Store;
+use tokio::sync::Semaphore;
 
 use crate::auth::token::Keys;
 use crate::auth::{Authenticator, impersonation};
 use crate::authz::Authorizer;
 use crate::identity::UserInfo;
 use crate::negotiate::{Accept, accepts_gzip};
+
 use crate::reading::Pages;
 use crate::request::{Query, RequestInfo, read_body};
 use crate::{Body, Handler, NodeDialer, bootstrap, discovery, events, health, respond, services};
 
+/// Requests worked on at a time: what Kubernetes allows by default, reading and writing together.
+const MAX_INFLIGHT: usize = 600;
+/// How long a request waits for its turn before it is sent away with 429.
+const MAX_WAIT: Duration = Duration::from_secs(5);
 /// Latency buckets in seconds; requests take microseconds to seconds.
 const LATENCY_BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -91,6 +99,8 @@ pub struct ApiServer {
     pub(crate) started: AtomicBool,
     /// Held while an object is counted against a quota and committed.
     pub(crate) quota: tokio::sync::Mutex<()>,
+    /// Requests that may be worked on at a time, long-running ones left out.
+    slots: Semaphore,
     requests: CounterVec,
     latency: HistogramVec,
     inflight: GaugeVec,
@@ -200,6 +210,7 @@ impl ApiServer {
             shutdown: shutdown.clone(),
             started: AtomicBool::new(false),
             quota: tokio::sync::Mutex::default(),
+            slots: Semaphore::new(MAX_INFLIGHT),
             requests: registry.counter_vec(
                 "apiserver_request_total",
                 "Requests by verb, resource and status code.",
@@ -261,6 +272,7 @@ impl ApiServer {
     async fn answer(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
         let began = self.clock.monotonic();
         let gzip = accepts_gzip(request.headers());
+        let errors = Accept::of_errors(request.headers());
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query());
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
@@ -271,17 +283,27 @@ impl ApiServer {
         inflight.add(1.0);
         let (verb, long) = (info.verb, is_long_running(&info, &query));
         let resource = self.metric_resource(&info);
-        let answer = std::panic::AssertUnwindSafe(Arc::clone(&self).dispatch(parts, body, info, query))
-            .catch_unwind()
-            .await;
+        let work = async {
+            let _slot = match long {
+                true => None,
+                false => match tokio::time::timeout(MAX_WAIT, self.slots.acquire()).await {
+                    Ok(Ok(slot)) => Some(slot),
+                    _ => {
+                        let text = "Too many requests, please try again later.";
+                        return Err(Status::too_many_requests(text, 1));
+                    }
+                },
+            };
+            Arc::clone(&self).dispatch(parts, body, info, query).await
+        };
+        let answer = std::panic::AssertUnwindSafe(work).catch_unwind().await;
         let mut response = match answer {
             Ok(Ok(response)) => response,
-            Ok(Err(status)) => respond::status(&status),
+            Ok(Err(status)) => respond::status(&status, errors),
             Err(_) => {
                 tracing::error!(verb, resource, "a request ended in a panic");
-                respond::status(&Status::internal(
-                    "the server failed while it handled the request",
-                ))
+                let text = "the server failed while it handled the request";
+                respond::status(&Status::internal(text), errors)
             }
         };
         if gzip && !long {
@@ -354,7 +376,8 @@ impl ApiServer {
         if !serves {
             return Err(method_not_allowed());
         }
-        let accept = Accept::parse(&parts.headers, query.get("includeObject"))?;
+        let has_protobuf = protobuf::has_form(&kind.api_version(), &kind.kind);
+        let accept = Accept::parse(&parts.headers, query.get("includeObject"), has_protobuf)?;
         let mut call = Call {
             user,
             info,
@@ -410,7 +433,7 @@ impl ApiServer {
         }
         let accept = match path {
             p if p.starts_with("/openapi/v2") => Accept::default(),
-            _ => Accept::parse(&parts.headers, None)?,
+            _ => Accept::parse(&parts.headers, None, false)?,
         };
         discovery::answer(self, path, parts, accept)?.ok_or_else(Status::no_such_path)
     }

@@ -20,12 +20,13 @@ use rand::Rng;
 use serde_json::{Value, json};
 use skiff_api::kinds::Kind;
 use skiff_api::meta::Head;
+use skiff_api::protobuf;
 use skiff_api::status::{FieldError, Status};
 use skiff_api::table;
 use skiff_store::{Event, Snapshot, Watch};
 use tokio::time::Instant;
 
-use crate::negotiate::View;
+use crate::negotiate::{Format, View};
 use crate::reading::parse_revision;
 use crate::selecting::Selection;
 use crate::server::{ApiServer, Call};
@@ -43,6 +44,7 @@ struct Watching {
     server: Arc<ApiServer>,
     kind: Arc<Kind>,
     view: View,
+    format: Format,
     selection: Option<Selection>,
     /// Only this key, when one name is watched.
     only: Option<String>,
@@ -150,10 +152,11 @@ impl ApiServer {
             match self.store.watch(&prefix, Some(from)) {
                 Ok(watch) => (None, watch, from),
                 Err(gone) => {
-                    let line = error_line(&too_old(from, gone.oldest));
-                    return Ok(stream_response(futures::stream::once(async move {
-                        Ok(Frame::data(line))
-                    })));
+                    let line = error_line(call.accept.format, &too_old(from, gone.oldest));
+                    return Ok(stream_response(
+                        call.accept.format,
+                        futures::stream::once(async move { Ok(Frame::data(line)) }),
+                    ));
                 }
             }
         };
@@ -162,6 +165,7 @@ impl ApiServer {
             server: Arc::clone(self),
             kind,
             view: call.accept.view,
+            format: call.accept.format,
             selection,
             only,
             prefix,
@@ -180,7 +184,7 @@ impl ApiServer {
             Some((Ok(Frame::data(frame)), watching))
         });
         let frames = frames.take_until(async move { shutdown.cancelled().await });
-        Ok(stream_response(frames))
+        Ok(stream_response(call.accept.format, frames))
     }
 }
 
@@ -189,14 +193,18 @@ fn tokio_now() -> Instant {
     Instant::now()
 }
 
-fn stream_response<S>(frames: S) -> Response<Body>
+fn stream_response<S>(format: Format, frames: S) -> Response<Body>
 where
     S: Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + 'static,
 {
+    let content_type = match format {
+        Format::Protobuf => protobuf::WATCH_MEDIA_TYPE,
+        Format::Json | Format::Yaml => "application/json",
+    };
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     response
         .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
         .headers_mut()
         .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
@@ -207,19 +215,26 @@ fn too_old(asked: u64, oldest: u64) -> Status {
     Status::expired(format!("too old resource version: {asked} ({oldest})"))
 }
 
-fn error_line(status: &Status) -> Bytes {
+fn error_line(format: Format, status: &Status) -> Bytes {
     let mut line = BytesMut::new();
-    write_event(&mut line, "ERROR", &status.to_bytes());
+    let written = write_event(&mut line, format, "ERROR", &status.to_bytes());
+    debug_assert!(written.is_ok(), "a status has a form in every encoding");
     line.freeze()
 }
 
-fn write_event(out: &mut BytesMut, kind: &str, object: &[u8]) {
+/// Appends an event with an object that is given in JSON.
+fn write_event(out: &mut BytesMut, format: Format, kind: &str, object: &[u8]) -> Result<(), Status> {
+    if format == Format::Protobuf {
+        protobuf::watch_frame(out, kind, &respond::to_protobuf(object)?);
+        return Ok(());
+    }
     out.reserve(object.len() + 32);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(kind.as_bytes());
     out.put_slice(b"\",\"object\":");
     out.put_slice(object);
     out.put_slice(b"}\n");
+    Ok(())
 }
 
 impl Watching {
@@ -251,7 +266,9 @@ impl Watching {
                     let progress = self.watch.progress();
                     self.next_bookmark = now + BOOKMARK_INTERVAL;
                     if self.bookmarks && progress > self.told {
-                        self.write_bookmark(&mut out, progress, false);
+                        if let Err(status) = self.write_bookmark(&mut out, progress, false) {
+                            return Some(self.fail(&status));
+                        }
                     }
                     self.ended = ending;
                     if !out.is_empty() {
@@ -295,7 +312,7 @@ impl Watching {
 
     fn fail(&mut self, status: &Status) -> Bytes {
         self.ended = true;
-        error_line(status)
+        error_line(self.format, status)
     }
 
     fn selects(&self, key: &str, bytes: &Bytes) -> Result<bool, Status> {
@@ -324,14 +341,14 @@ impl Watching {
             }
             if self.selects(&entry.key, &entry.value)? {
                 let object = self.shown(&entry.value)?;
-                write_event(out, "ADDED", &object);
+                write_event(out, self.format, "ADDED", &object)?;
             }
             initial.after = Some(entry.key.to_string());
         }
         if full {
             self.initial = Some(initial);
         } else if initial.mark_end {
-            self.write_bookmark(out, snapshot.revision(), true);
+            self.write_bookmark(out, snapshot.revision(), true)?;
         }
         Ok(())
     }
@@ -357,7 +374,7 @@ impl Watching {
             _ => return Ok(()),
         };
         let object = self.shown(&bytes)?;
-        write_event(out, kind, &object);
+        write_event(out, self.format, kind, &object)?;
         self.told = event.revision;
         Ok(())
     }
@@ -382,7 +399,7 @@ impl Watching {
         }
     }
 
-    fn write_bookmark(&mut self, out: &mut BytesMut, revision: u64, initial_end: bool) {
+    fn write_bookmark(&mut self, out: &mut BytesMut, revision: u64, initial_end: bool) -> Result<(), Status> {
         let mut metadata = json!({ "resourceVersion": revision.to_string(), "creationTimestamp": null });
         if initial_end {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
@@ -400,7 +417,8 @@ impl Watching {
                 object["columnDefinitions"] = Value::Null;
             }
         }
-        write_event(out, "BOOKMARK", &codec::to_bytes(&object));
+        write_event(out, self.format, "BOOKMARK", &codec::to_bytes(&object))?;
         self.told = revision;
+        Ok(())
     }
 }

@@ -18,7 +18,8 @@ use serde_json::Value;
 use skiff_api::fields::{self, DecodeError};
 use skiff_api::kinds::Kind;
 use skiff_api::names;
-use skiff_api::schema::{Schema, View};
+use skiff_api::protobuf::{self, Envelope};
+use skiff_api::schema::{Schema, Struct, View};
 use skiff_api::status::{FieldError, MODIFIED, Status};
 use skiff_api::{conversion, defaults, meta, strategy, validation};
 use skiff_store::{CommitError, Durability, Entry, Op, Precondition, Txn};
@@ -26,7 +27,6 @@ use skiff_store::{CommitError, Durability, Entry, Op, Precondition, Txn};
 use crate::admission::{self, Operation};
 use crate::managed::Manager;
 use crate::negotiate::{Format, body_format};
-use crate::protobuf::{self, ProtobufError};
 use crate::server::{ApiServer, Call};
 use crate::services::{self, Claims};
 use crate::{Body, codec, respond};
@@ -43,6 +43,7 @@ pub struct Written {
 }
 
 /// Why a commit must be tried again, or cannot be.
+#[allow(clippy::large_enum_variant)]
 pub enum Failure {
     /// The named key changed.
     Raced {
@@ -129,11 +130,14 @@ pub fn decode_body(
         Format::Json => fields::decode_json(view, body),
         Format::Yaml => fields::decode_yaml(view, body),
         Format::Protobuf => {
-            let object = protobuf::decode(body).map_err(|error| match error {
-                ProtobufError::Unknown { .. } => Status::unsupported_media_type(error.to_string()),
-                _ => Status::bad_request(error.to_string()),
-            })?;
-            fields::strict_check(view, object)
+            let kind = view.as_struct().map_or("", Struct::short_name);
+            match Envelope::open(body).and_then(|envelope| envelope.object(view, kind)) {
+                Ok(object) => fields::strict_check(view, object),
+                Err(error @ protobuf::Error::NoForm { .. }) => {
+                    return Err(Status::unsupported_media_type(error.to_string()));
+                }
+                Err(error) => Err(DecodeError::Syntax(error.to_string())),
+            }
         }
     })
 }

@@ -32,8 +32,12 @@ pub async fn await_account(server: &ApiServer, call: &Call, pod: &Value) {
     if !["", "default"].contains(&meta::str_at(pod, "spec.serviceAccountName")) {
         return;
     }
-    let key = server.core("serviceaccounts").key(&call.info.namespace, "default");
-    let Ok(mut watch) = server.store.watch(&key, None) else { return };
+    let key = server
+        .core("serviceaccounts")
+        .key(&call.info.namespace, "default");
+    let Ok(mut watch) = server.store.watch(&key, None) else {
+        return;
+    };
     if server.store.get(&key).is_none() {
         // Missing after that is an error that admission tells.
         let _ = tokio::time::timeout(ACCOUNT_WAIT, watch.next()).await;

@@ -70,7 +70,6 @@ const MUTATING: &[(&str, Mutate)] = &[
     ("DefaultStorageClass", requests::storage_class),
     ("DefaultIngressClass", requests::ingress_class),
     ("CertificateRequestor", requests::certificate_requestor),
-    ("StorageObjectInUseProtection", requests::storage_protection),
 ];
 
 const VALIDATING: &[(&str, Validate)] = &[

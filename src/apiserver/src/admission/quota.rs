@@ -162,9 +162,7 @@ fn pod_total(pod: &Value, field: &str) -> Amounts {
     let mut total = Amounts::new();
     for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
         for (name, amount) in amounts(&container["resources"][field]) {
-            let sum = total
-                .get(&name)
-                .map_or_else(|| amount.clone(), |t| t.plus(&amount));
+            let sum = total.get(&name).map_or_else(|| amount, |t| t.plus(&amount));
             total.insert(name, sum);
         }
     }
@@ -187,7 +185,7 @@ pub fn usage(kind: &skiff_api::kinds::Kind, object: &Value) -> Amounts {
     } else {
         format!("count/{}.{}", kind.plural, kind.group)
     };
-    used.insert(count, one.clone());
+    used.insert(count, one);
     if kind.group.is_empty() {
         match &*kind.plural {
             "pods" => {
@@ -198,17 +196,17 @@ pub fn usage(kind: &skiff_api::kinds::Kind, object: &Value) -> Amounts {
                 for (field, prefix) in [("requests", "requests."), ("limits", "limits.")] {
                     for (name, amount) in pod_total(object, field) {
                         if field == "requests" {
-                            used.insert(name.clone(), amount.clone());
+                            used.insert(name.clone(), amount);
                         }
                         used.insert(format!("{prefix}{name}"), amount);
                     }
                 }
             }
             "services" => {
-                used.insert("services".to_owned(), one.clone());
+                used.insert("services".to_owned(), one);
                 match meta::str_at(object, "spec.type") {
                     "LoadBalancer" => {
-                        used.insert("services.loadbalancers".to_owned(), one.clone());
+                        used.insert("services.loadbalancers".to_owned(), one);
                         let ports = meta::list_at(object, "spec.ports").len() as i64;
                         used.insert("services.nodeports".to_owned(), Quantity::units(ports));
                     }
@@ -300,9 +298,7 @@ pub fn quota(
                 continue;
             }
             for (name, amount) in usage(&call.kind, &other) {
-                let sum = used
-                    .get(&name)
-                    .map_or_else(|| amount.clone(), |u| u.plus(&amount));
+                let sum = used.get(&name).map_or_else(|| amount, |u| u.plus(&amount));
                 used.insert(name, sum);
             }
         }
@@ -311,7 +307,7 @@ pub fn quota(
             .filter(|name| {
                 let have = used
                     .get(*name)
-                    .map_or_else(|| wanted[*name].clone(), |u| u.plus(&wanted[*name]));
+                    .map_or_else(|| wanted[*name], |u| u.plus(&wanted[*name]));
                 have.minus(&hard[*name]).sign() > 0
             })
             .collect();

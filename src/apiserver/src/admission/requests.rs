@@ -126,28 +126,6 @@ pub fn ingress_class(attempt: &Attempt<'_>, ingress: &mut Value, _: Option<&Valu
     Ok(())
 }
 
-/// Volumes and claims are held until nothing uses them.
-pub fn storage_protection(
-    attempt: &Attempt<'_>,
-    object: &mut Value,
-    _: Option<&Value>,
-) -> Result<(), Status> {
-    let finalizer = if attempt.creates("", "persistentvolumeclaims") {
-        "kubernetes.io/pvc-protection"
-    } else if attempt.creates("", "persistentvolumes") {
-        "kubernetes.io/pv-protection"
-    } else {
-        return Ok(());
-    };
-    let mut finalizers: Vec<String> = meta::finalizers(object).into_iter().map(str::to_owned).collect();
-    if !finalizers.iter().any(|f| f == finalizer) {
-        finalizers.push(finalizer.to_owned());
-        let names: Vec<&str> = finalizers.iter().map(String::as_str).collect();
-        meta::set_finalizers(object, &names);
-    }
-    Ok(())
-}
-
 /// A certificate request says who made it; nobody can say that for another.
 pub fn certificate_requestor(
     attempt: &Attempt<'_>,

@@ -109,8 +109,8 @@ impl ApiServer {
 }
 
 /// A plain success.
-fn success(code: StatusCode) -> Response<Body> {
+fn success(call: &Call, code: StatusCode) -> Response<Body> {
     let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
         "code": code.as_u16() });
-    respond::json_response(code, &status)
+    respond::encoded(code, call.accept, codec::to_bytes(&status))
 }

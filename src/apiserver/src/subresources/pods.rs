@@ -73,7 +73,7 @@ impl ApiServer {
             Ok(true)
         })
         .await?;
-        Ok(success(StatusCode::CREATED))
+        Ok(success(call, StatusCode::CREATED))
     }
 
     /// Deletes a pod if its disruption budget allows it.
@@ -100,7 +100,7 @@ impl ApiServer {
         let mut delete = Call::internal(&call.kind, "delete", &call.info.namespace, name);
         delete.user = call.user.clone();
         self.delete_object(&delete, name, &options).await?;
-        Ok(success(StatusCode::CREATED))
+        Ok(success(call, StatusCode::CREATED))
     }
 
     async fn use_budget(&self, call: &Call, pod: &Value, dry_run: bool) -> Result<(), Status> {
