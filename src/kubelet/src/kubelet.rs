@@ -18,10 +18,11 @@ use crate::cgroup::convert::Limits;
 use crate::cgroup::{Cgroups, Layout, convert};
 use crate::config::Config;
 use crate::node::{self, machine};
-use crate::pod::apply::Shared;
+use crate::pod::shared::Shared;
 use crate::pod::spec;
 use crate::pod::worker::{Inbox, Worker, pod_of};
 use crate::resources::{self, Qos};
+use crate::server::Server;
 use crate::volumes::mounts;
 
 /// First wait for a runtime that does not answer.
@@ -93,6 +94,7 @@ impl PodEntry {
 pub struct Kubelet {
     config: Config,
     shared: OnceLock<Arc<Shared>>,
+    pub(crate) server: Server,
 }
 
 impl Kubelet {
@@ -101,6 +103,7 @@ impl Kubelet {
         Arc::new(Kubelet {
             config,
             shared: OnceLock::new(),
+            server: Server::default(),
         })
     }
 
@@ -136,7 +139,7 @@ impl Kubelet {
             return Vec::new();
         };
         let shown = shared.shown.read();
-        let entry = |shown: &crate::pod::apply::Shown| PodEntry {
+        let entry = |shown: &crate::pod::shared::Shown| PodEntry {
             pod: shown.pod.clone(),
             sandboxes: shown.sandboxes.clone(),
             containers: shown.containers.clone(),

@@ -56,7 +56,7 @@ impl Layout {
         if mount.join("cgroup.controllers").exists() {
             return Layout::Unified(mount.to_owned());
         }
-        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let text = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         Layout::Split(split(&text, mount))
     }
 

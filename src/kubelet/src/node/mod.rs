@@ -32,6 +32,8 @@ use machine::Machine;
 const HEARTBEAT: Duration = Duration::from_secs(300);
 /// How often the node looks at itself; also the period of the lease.
 const CHECK: Duration = Duration::from_secs(10);
+/// How long a node that was ready may take to find its network after a restart of this process.
+const RESTART_GRACE: Duration = Duration::from_secs(10);
 /// First wait after a failed write.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest wait after failed writes: short, for a node that comes back must be ready soon.
@@ -93,6 +95,13 @@ impl NodeKeeper {
             self.config.clock.clone(),
         );
         let mut network = self.config.network_ready.clone();
+        // A restart of this process is no reason to call a node down whose pods go on: what was said stays said until
+        // the network is known again.
+        if let Ok(node) = self.current().await
+            && node.status.as_ref().is_some_and(conditions::is_ready)
+        {
+            let _ = tokio::time::timeout(RESTART_GRACE, network.wait_for(|ready| *ready)).await;
+        }
         network.mark_unchanged();
         let mut changes = self.watched.subscribe();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);

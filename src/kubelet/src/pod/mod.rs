@@ -7,14 +7,14 @@
 pub mod apply;
 pub mod image;
 pub mod kill;
+pub mod message;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod shared;
 pub mod spec;
 pub mod start;
 pub mod state;
 pub mod status;
-#[cfg(test)]
-mod status_tests;
 pub mod worker;
 pub mod writer;

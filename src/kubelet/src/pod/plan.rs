@@ -634,7 +634,7 @@ fn stop(specs: &[Spec], observed: &Observed, notes: &Notes, deleted: bool, now: 
             plan.actions.push(Action::RemoveSandbox {
                 sandbox: sandbox.id.clone(),
             });
-        } else if !notes.cleaned {
+        } else if !notes.cleaned || !notes.purged {
             plan.actions.push(Action::CleanUp);
         } else if !notes.gone && !notes.finished {
             plan.actions.push(Action::Finish);

@@ -431,9 +431,11 @@ fn deletion() {
     let sandboxed = || World::one("Always").ready();
     let mut cleaned = World::one("Always").deleted(30);
     cleaned.notes.cleaned = true;
+    cleaned.notes.purged = true;
     let mut gone = World::one("Always");
     gone.notes.gone = true;
     gone.notes.cleaned = true;
+    gone.notes.purged = true;
     let table = [
         ("never ran here", World::one("Always").deleted(30), "clean"),
         ("nothing left", cleaned, "finish"),
@@ -532,6 +534,8 @@ fn completion_ends_sidecars_and_the_sandbox_but_keeps_records() {
     assert_eq!(stopped.text(), "clean");
     stopped.notes.cleaned = true;
     assert_eq!(stopped.text(), "");
+    stopped.observed.sandboxes.clear();
+    assert_eq!(stopped.deleted(1).text(), "clean", "its logs go with the object");
 }
 
 #[test]

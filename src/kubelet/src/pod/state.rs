@@ -227,8 +227,10 @@ pub struct Notes {
     pub stop: Option<(SystemTime, i64)>,
     /// The object was removed from the API (or only finalizers hold it).
     pub finished: bool,
-    /// The node is free of the pod: volumes, groups and sandbox are gone.
+    /// The node is free of the pod: volumes and groups are gone.
     pub cleaned: bool,
+    /// Its logs are gone as well.
+    pub purged: bool,
     /// The last status of a pod that is being removed, kept while its containers go.
     pub final_status: Option<Box<PodStatus>>,
     /// When this worker first saw the pod.

@@ -39,28 +39,36 @@ pub struct File {
 /// All files of a volume by relative path.
 pub type Payload = BTreeMap<PathBuf, File>;
 
-/// A path a user gave for a file inside a volume: relative, without `..`, not beginning with `..`.
+/// A path a user gave for a file of a volume: inside it, and not beginning with `..`, which names versions.
 pub fn checked(path: &str) -> Result<PathBuf, VolumeError> {
-    let bad = |why| Err(VolumeError::BadPath(path.to_owned(), why));
-    if path.is_empty() {
-        return bad("empty");
-    }
+    let bad = |why| VolumeError::BadPath(path.to_owned(), why);
     if path.starts_with("..") {
-        return bad("must not start with '..'");
+        return Err(bad("must not start with '..'"));
     }
+    let inside = inside(path)?;
+    if inside.as_os_str().is_empty() {
+        Err(bad("empty"))
+    } else {
+        Ok(inside)
+    }
+}
+
+/// A relative path without `..`; empty for the volume itself.
+pub fn inside(path: &str) -> Result<PathBuf, VolumeError> {
     let mut out = PathBuf::new();
     for component in Path::new(path).components() {
         match component {
             Component::Normal(part) => out.push(part),
             Component::CurDir => {}
-            _ => return bad("must be relative and inside the volume"),
+            _ => {
+                return Err(VolumeError::BadPath(
+                    path.to_owned(),
+                    "must be relative and inside the volume",
+                ));
+            }
         }
     }
-    if out.as_os_str().is_empty() {
-        bad("empty")
-    } else {
-        Ok(out)
-    }
+    Ok(out)
 }
 
 /// Makes the volume hold exactly `payload`. True when something changed.

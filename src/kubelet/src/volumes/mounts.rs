@@ -6,9 +6,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{VolumeError, io};
 
-/// Mount points below a folder (and the folder itself), deepest first.
+/// Mount points below a folder (and the folder itself), the last mounted first. Asked of this thread, which is where
+/// mounts are made: several nodes may share a process, each in a mount namespace of its own.
 pub fn below(dir: &Path) -> Result<Vec<PathBuf>, VolumeError> {
-    let path = Path::new("/proc/self/mountinfo");
+    let path = Path::new("/proc/thread-self/mountinfo");
     let text = std::fs::read_to_string(path).map_err(io("read", path))?;
     let mut list = points(&text, dir);
     list.reverse();

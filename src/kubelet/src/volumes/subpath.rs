@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 
-use super::atomic::checked;
+use super::atomic::inside;
 use super::{VolumeError, io, mounts};
 
 /// Opens `path` inside `volume`, creating missing folders on the way.
@@ -27,6 +27,7 @@ fn open_inside(volume: &Path, path: &Path) -> Result<OwnedFd, VolumeError> {
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let mut walked = PathBuf::new();
+    // The volume itself, for a path that names no more.
     let mut here: OwnedFd = root.try_clone().map_err(io("open", volume))?.into();
     for part in path.components() {
         let parent = here;
@@ -50,7 +51,7 @@ fn open_inside(volume: &Path, path: &Path) -> Result<OwnedFd, VolumeError> {
 
 /// Mounts `path` of `volume` at `target`, unless something is mounted there already.
 pub fn mount(volume: &Path, path: &str, target: &Path) -> Result<(), VolumeError> {
-    let path = checked(path)?;
+    let path = inside(path)?;
     if mounts::is_mounted(target)? {
         return Ok(());
     }
@@ -101,7 +102,7 @@ mod tests {
         }
         assert!(volume.join("real/new").is_dir(), "created through the inner link");
         assert!(!base.path().join("outside/new").exists());
-        for path in ["../outside", "/etc", ""] {
+        for path in ["../outside", "/etc", "a/../../outside"] {
             assert!(mount(&volume, path, &base.path().join("t")).is_err(), "{path:?}");
         }
     }

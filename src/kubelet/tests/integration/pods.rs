@@ -38,8 +38,8 @@ async fn a_pod_runs_and_is_deleted_without_a_trace() {
     );
     for event in [
         "Pulled: Container image",
-        "Created: Created container",
-        "Started: Started container",
+        "Created: Container created",
+        "Started: Container started",
     ] {
         world.api.wait_event("p", event).await;
     }

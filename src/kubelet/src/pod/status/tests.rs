@@ -6,9 +6,9 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use serde_json::json;
 use skiff_cri::{Container, ContainerState, Sandbox, SandboxConfig};
 
-use super::spec::specs;
-use super::state::{Failure, ImageNote, Network, Notes, Observed, ProbeNote, Verdict, labels};
-use super::status::{Facts, status};
+use super::{Facts, status};
+use crate::pod::spec::specs;
+use crate::pod::state::{Failure, ImageNote, Network, Notes, Observed, ProbeNote, Verdict, labels};
 
 fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
@@ -416,7 +416,7 @@ fn what_the_runtime_forgot_is_taken_from_the_api() {
         text(status.container_statuses.as_ref()),
         "a:waiting[ContainerCreating]<137/false/4"
     );
-    let next = super::plan::next_attempt(&pod, &Observed::default(), "a");
+    let next = crate::pod::plan::next_attempt(&pod, &Observed::default(), "a");
     assert_eq!(next, 5);
     assert_eq!(status.start_time, pod.status.as_ref().unwrap().start_time);
 }
