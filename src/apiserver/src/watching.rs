@@ -265,10 +265,11 @@ impl Watching {
                     let ending = now >= self.deadline;
                     let progress = self.watch.progress();
                     self.next_bookmark = now + BOOKMARK_INTERVAL;
-                    if self.bookmarks && progress > self.told {
-                        if let Err(status) = self.write_bookmark(&mut out, progress, false) {
-                            return Some(self.fail(&status));
-                        }
+                    if self.bookmarks
+                        && progress > self.told
+                        && let Err(status) = self.write_bookmark(&mut out, progress, false)
+                    {
+                        return Some(self.fail(&status));
                     }
                     self.ended = ending;
                     if !out.is_empty() {

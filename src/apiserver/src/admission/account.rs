@@ -105,7 +105,8 @@ fn mount_token(pod: &mut Value) {
         .unwrap_or_else(|| names::generate(VOLUME_PREFIX, rand::rng().random()));
     let mut used = false;
     for list in ["initContainers", "containers"] {
-        let Some(containers) = pod["spec"][list].as_array_mut() else {
+        // Not by index, which would leave a null where there is no list.
+        let Some(containers) = pod["spec"].get_mut(list).and_then(Value::as_array_mut) else {
             continue;
         };
         for container in containers.iter_mut().filter(|c| c.is_object()) {
