@@ -1,3 +1,4 @@
 //! Tests of the whole tree, from its outside.
 
 mod edges;
+mod readme;
