@@ -174,7 +174,7 @@ fn keep_allocated(new: &mut Value, old: &Value) {
     }
     let old_ports = meta::list_at(old, "spec.ports").to_vec();
     let (wanted, had) = (needs_node_ports(new), needs_node_ports(old));
-    if let Some(ports) = new["spec"]["ports"].as_array_mut() {
+    if let Some(ports) = new.pointer_mut("/spec/ports").and_then(Value::as_array_mut) {
         for (at, port) in ports.iter_mut().enumerate() {
             if wanted && had && port["nodePort"].as_u64().unwrap_or(0) == 0 {
                 let same = old_ports
@@ -428,7 +428,7 @@ impl<'a> Allocation<'a> {
             taken.push(number);
             chosen[at] = Some(number);
         }
-        if let Some(list) = service["spec"]["ports"].as_array_mut() {
+        if let Some(list) = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut) {
             for (port, number) in list.iter_mut().zip(&chosen) {
                 if let Some(number) = number {
                     port["nodePort"] = (*number).into();

@@ -45,7 +45,7 @@ pub fn limit_defaults(attempt: &Attempt<'_>, pod: &mut Value, _: Option<&Value>)
             .filter(|i| i["type"] == "Container")
         {
             for list in ["initContainers", "containers"] {
-                let Some(containers) = pod["spec"][list].as_array_mut() else {
+                let Some(containers) = pod["spec"].get_mut(list).and_then(Value::as_array_mut) else {
                     continue;
                 };
                 for container in containers {

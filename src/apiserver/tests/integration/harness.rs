@@ -24,6 +24,7 @@ pub struct Answer {
     pub headers: http::HeaderMap,
     pub body: Value,
     pub text: String,
+    pub bytes: bytes::Bytes,
 }
 
 impl Server {
@@ -106,6 +107,7 @@ impl Server {
             headers: parts.headers,
             body,
             text,
+            bytes,
         }
     }
 

@@ -78,7 +78,7 @@ impl Served {
             .unwrap()
     }
 
-    async fn run(&self, args: &[&str], stdin: &str) -> Output {
+    pub async fn run(&self, args: &[&str], stdin: &str) -> Output {
         use tokio::io::AsyncWriteExt;
         let mut child = tokio::process::Command::new("kubectl")
             .arg("--kubeconfig")
@@ -113,7 +113,7 @@ impl Served {
         text
     }
 
-    async fn kubectl(&self, args: &[&str]) -> String {
+    pub async fn kubectl(&self, args: &[&str]) -> String {
         Self::check(args, &self.run(args, "").await)
     }
 }

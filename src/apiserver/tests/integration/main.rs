@@ -3,6 +3,7 @@
 mod harness;
 mod kubectl;
 mod objects;
+mod protobuf;
 mod security;
 mod services;
 mod streams;

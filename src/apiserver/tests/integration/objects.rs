@@ -415,7 +415,7 @@ async fn answers_take_the_form_asked_for() {
         "{}",
         yaml.text
     );
-    ask("application/vnd.kubernetes.protobuf", PODS).await.error(406);
+    ask("application/cbor", PODS).await.error(406);
     let cbor = server.call(Method::POST, PODS, "application/cbor", "x").await;
     cbor.error(415);
     let yaml = server
