@@ -291,7 +291,7 @@ start_with_systemd() {
     # Type=notify: comes back when skiff says that it is up.
     if ! timeout "$TIMEOUT" systemctl restart "$unit"; then
         systemctl stop "$unit" || true
-        journalctl -u "$unit" -n 20 --no-pager -o cat >&2 || true
+        journalctl -u "$unit" -t skiff -n 20 --no-pager -o cat >&2 || true
         die "skiff $ROLE did not start (see above); correct that and run this again"
     fi
 }
@@ -340,7 +340,7 @@ start_in_background() {
 wait_until_ready() {
     if [ -d /run/systemd/system ]; then
         "$BIN" status --wait "$TIMEOUT" && return
-        journalctl -u "skiff-$ROLE.service" -n 20 --no-pager -o cat >&2 || true
+        journalctl -u "skiff-$ROLE.service" -t skiff -n 20 --no-pager -o cat >&2 || true
         die "skiff $ROLE runs, but is not ready (see above)"
     fi
     "$BIN" status --wait "$TIMEOUT" --pid "$PID" && return
