@@ -45,8 +45,12 @@ const LINGER: Duration = Duration::from_secs(10);
 #[error("the client is gone")]
 pub struct Gone;
 
+/// A stream that is not over both ways.
 struct Open {
-    data: mpsc::Sender<Bytes>,
+    /// `None` once the client has sent everything.
+    data: Option<mpsc::Sender<Bytes>>,
+    /// This side has sent everything.
+    finished: bool,
     reset: CancellationToken,
 }
 
@@ -85,13 +89,26 @@ impl Stream {
 
     /// Accepts it.
     pub async fn reply(self) -> Result<(Receiver, Sender), Gone> {
-        self.sender.send(Frame::SynReply { id: self.id, fin: false, headers: Vec::new() }).await?;
+        self.sender
+            .send(Frame::SynReply {
+                id: self.id,
+                fin: false,
+                headers: Vec::new(),
+            })
+            .await?;
         Ok((self.receiver, self.sender))
     }
 
     /// Refuses it.
-    pub async fn refuse(mut self) {
-        self.sender.reset_with(reset::REFUSED_STREAM).await;
+    pub async fn refuse(self) {
+        self.sender.shared.streams.lock().remove(&self.id);
+        let _ = self
+            .sender
+            .send(Frame::RstStream {
+                id: self.id,
+                status: reset::REFUSED_STREAM,
+            })
+            .await;
     }
 }
 
@@ -108,13 +125,18 @@ impl Receiver {
     /// The next bytes; `None` at the end.
     pub async fn next(&mut self) -> Option<Bytes> {
         let bytes = self.data.recv().await?;
-        self.taken = self.taken.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.taken = self
+            .taken
+            .saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         if self.taken >= WINDOW_STEP {
             // Never waits: whoever reads a stream may be the one that makes room for writing.
             let room = self.out.try_reserve_many(2);
             if let Ok(room) = room {
                 for (permit, id) in room.zip([self.id, 0]) {
-                    permit.send(Frame::WindowUpdate { id, delta: self.taken });
+                    permit.send(Frame::WindowUpdate {
+                        id,
+                        delta: self.taken,
+                    });
                 }
                 self.taken = 0;
             }
@@ -146,27 +168,29 @@ impl Sender {
         if self.finished || self.reset.is_cancelled() {
             return Err(Gone);
         }
-        self.send(Frame::Data { id: self.id, fin: false, bytes }).await
+        self.send(Frame::Data {
+            id: self.id,
+            fin: false,
+            bytes,
+        })
+        .await
     }
 
     /// Says that nothing more comes.
     pub async fn finish(&mut self) {
         if !std::mem::replace(&mut self.finished, true) && !self.reset.is_cancelled() {
-            let _ = self.send(Frame::Data { id: self.id, fin: true, bytes: Bytes::new() }).await;
-        }
-    }
-
-    /// Ends the stream both ways at once.
-    pub async fn reset(&mut self) {
-        self.reset_with(reset::CANCEL).await;
-    }
-
-    async fn reset_with(&mut self, status: u32) {
-        self.shared.streams.lock().remove(&self.id);
-        if !self.reset.is_cancelled() {
-            self.finished = true;
-            self.reset.cancel();
-            let _ = self.send(Frame::RstStream { id: self.id, status }).await;
+            let _ = self
+                .send(Frame::Data {
+                    id: self.id,
+                    fin: true,
+                    bytes: Bytes::new(),
+                })
+                .await;
+            let mut streams = self.shared.streams.lock();
+            match streams.get_mut(&self.id) {
+                Some(open) if open.data.is_some() => open.finished = true,
+                _ => drop(streams.remove(&self.id)),
+            }
         }
     }
 }
@@ -181,12 +205,25 @@ where
     let (read, write) = tokio::io::split(io);
     let (out, queued) = mpsc::channel(QUEUED_MAX);
     let (accept, opened) = mpsc::channel(ACCEPT_MAX);
-    let shared = Shared { out, streams: Arc::default() };
-    let reading = read_frames(tokio::io::BufReader::with_capacity(WRITE_MAX_BYTES, read), shared.clone(), accept);
+    let shared = Shared {
+        out,
+        streams: Arc::default(),
+    };
+    let reading = read_frames(
+        tokio::io::BufReader::with_capacity(WRITE_MAX_BYTES, read),
+        shared.clone(),
+        accept,
+    );
     let handling = async {
         handler(Connection { opened }).await;
         tokio::time::sleep(LINGER).await;
-        let _ = shared.out.send(Frame::GoAway { last: 0, status: goaway::OK }).await;
+        let _ = shared
+            .out
+            .send(Frame::GoAway {
+                last: 0,
+                status: goaway::OK,
+            })
+            .await;
         shared.out.closed().await;
     };
     tokio::select! {
@@ -214,7 +251,10 @@ async fn read_frames<R: AsyncRead + Unpin>(io: R, shared: Shared, accept: mpsc::
             }
             Err(error) => {
                 tracing::debug!(%error, "a client broke the SPDY protocol");
-                let goodbye = Frame::GoAway { last, status: goaway::PROTOCOL_ERROR };
+                let goodbye = Frame::GoAway {
+                    last,
+                    status: goaway::PROTOCOL_ERROR,
+                };
                 let _ = shared.out.send(goodbye).await;
                 shared.out.closed().await;
                 return;
@@ -230,7 +270,13 @@ async fn receive(
     last: &mut u32,
 ) -> Result<(), Gone> {
     match frame {
-        Frame::SynStream { id, fin, unidirectional, headers, .. } => {
+        Frame::SynStream {
+            id,
+            fin,
+            unidirectional,
+            headers,
+            ..
+        } => {
             let known = shared.streams.lock().len();
             let refusal = match () {
                 () if id % 2 == 0 || id <= *last || unidirectional => Some(reset::PROTOCOL_ERROR),
@@ -238,27 +284,61 @@ async fn receive(
                 () => None,
             };
             if let Some(status) = refusal {
-                return shared.out.send(Frame::RstStream { id, status }).await.map_err(|_| Gone);
+                return shared
+                    .out
+                    .send(Frame::RstStream { id, status })
+                    .await
+                    .map_err(|_| Gone);
             }
             *last = id;
             let (data, received) = mpsc::channel(RECEIVED_MAX);
             let reset = CancellationToken::new();
-            if !fin {
-                shared.streams.lock().insert(id, Open { data, reset: reset.clone() });
-            }
+            let open = Open {
+                data: (!fin).then_some(data),
+                finished: false,
+                reset: reset.clone(),
+            };
+            shared.streams.lock().insert(id, open);
             let out = shared.out.clone();
-            let receiver = Receiver { id, data: received, reset: reset.clone(), out, taken: 0 };
-            let sender = Sender { id, shared: shared.clone(), reset, finished: false };
+            let receiver = Receiver {
+                id,
+                data: received,
+                reset: reset.clone(),
+                out,
+                taken: 0,
+            };
+            let sender = Sender {
+                id,
+                shared: shared.clone(),
+                reset,
+                finished: false,
+            };
             // A handler that accepts no more streams drops them; the client learns it by the reset.
-            if accept.send(Stream { id, headers, receiver, sender }).await.is_err() {
+            if accept
+                .send(Stream {
+                    id,
+                    headers,
+                    receiver,
+                    sender,
+                })
+                .await
+                .is_err()
+            {
                 shared.streams.lock().remove(&id);
-                let refusal = Frame::RstStream { id, status: reset::REFUSED_STREAM };
+                let refusal = Frame::RstStream {
+                    id,
+                    status: reset::REFUSED_STREAM,
+                };
                 return shared.out.send(refusal).await.map_err(|_| Gone);
             }
         }
         Frame::Data { id, fin, bytes } => {
-            let sender = shared.streams.lock().get(&id).map(|open| (open.data.clone(), open.reset.clone()));
-            if let Some((sender, reset)) = sender {
+            let open = shared
+                .streams
+                .lock()
+                .get(&id)
+                .map(|open| (open.data.clone(), open.reset.clone()));
+            if let Some((Some(sender), reset)) = open {
                 let size = bytes.len();
                 let taken = if bytes.is_empty() {
                     true
@@ -274,12 +354,10 @@ async fn receive(
                 }
             }
             if fin {
-                shared.streams.lock().remove(&id);
+                end_of_input(shared, id);
             }
         }
-        Frame::Headers { id, fin: true, .. } => {
-            shared.streams.lock().remove(&id);
-        }
+        Frame::Headers { id, fin: true, .. } => end_of_input(shared, id),
         Frame::RstStream { id, .. } => {
             if let Some(open) = shared.streams.lock().remove(&id) {
                 open.reset.cancel();
@@ -300,6 +378,14 @@ async fn receive(
     Ok(())
 }
 
+fn end_of_input(shared: &Shared, id: u32) {
+    let mut streams = shared.streams.lock();
+    match streams.get_mut(&id) {
+        Some(open) if !open.finished => open.data = None,
+        _ => drop(streams.remove(&id)),
+    }
+}
+
 async fn write_frames<W: AsyncWrite + Unpin>(mut io: W, mut queued: mpsc::Receiver<Frame>) {
     let (mut encoder, mut buffer) = (Encoder::new(), BytesMut::new());
     while let Some(frame) = queued.recv().await {
@@ -308,7 +394,11 @@ async fn write_frames<W: AsyncWrite + Unpin>(mut io: W, mut queued: mpsc::Receiv
         while let Some(frame) = next {
             encoder.encode(&frame, &mut buffer);
             leaving |= matches!(frame, Frame::GoAway { .. });
-            next = if buffer.len() < WRITE_MAX_BYTES { queued.try_recv().ok() } else { None };
+            next = if buffer.len() < WRITE_MAX_BYTES {
+                queued.try_recv().ok()
+            } else {
+                None
+            };
         }
         if io.write_all(&buffer).await.is_err() || io.flush().await.is_err() {
             return;

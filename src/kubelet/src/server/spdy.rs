@@ -31,8 +31,6 @@ pub mod reset {
     pub const PROTOCOL_ERROR: u32 = 1;
     /// The stream is not wanted; nothing was done.
     pub const REFUSED_STREAM: u32 = 3;
-    /// The stream is of no more interest.
-    pub const CANCEL: u32 = 5;
 }
 
 /// Why a connection ends.
@@ -153,7 +151,11 @@ pub struct Reader<R> {
 impl<R: AsyncRead + Unpin> Reader<R> {
     /// At the start of a connection.
     pub fn new(io: R) -> Reader<R> {
-        Reader { io, inflater: Inflater::new(), rest: None }
+        Reader {
+            io,
+            inflater: Inflater::default(),
+            rest: None,
+        }
     }
 
     /// The next frame; `None` when the peer closed between frames. Not to be cancelled and called again.
@@ -193,7 +195,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         if !last {
             self.rest = Some((id, fin, length - now));
         }
-        Ok(Frame::Data { id, fin: fin && last, bytes: bytes.freeze() })
+        Ok(Frame::Data {
+            id,
+            fin: fin && last,
+            bytes: bytes.freeze(),
+        })
     }
 }
 
@@ -202,7 +208,13 @@ fn control(kind: u16, flags: u8, payload: &[u8], inflater: &mut Inflater) -> Res
         let bytes = payload.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         bytes.map(u32::from_be_bytes).ok_or(FrameError::Length(kind))
     };
-    let exactly = |length: usize| if payload.len() == length { Ok(()) } else { Err(FrameError::Length(kind)) };
+    let exactly = |length: usize| {
+        if payload.len() == length {
+            Ok(())
+        } else {
+            Err(FrameError::Length(kind))
+        }
+    };
     let fin = flags & FLAG_FIN != 0;
     Ok(match kind {
         1 => Frame::SynStream {
@@ -216,11 +228,18 @@ fn control(kind: u16, flags: u8, payload: &[u8], inflater: &mut Inflater) -> Res
         2 | 8 => {
             let (id, block) = (number(0)? & ID_MASK, payload.get(4..).unwrap_or_default());
             let headers = inflater.read(block)?;
-            if kind == 2 { Frame::SynReply { id, fin, headers } } else { Frame::Headers { id, fin, headers } }
+            if kind == 2 {
+                Frame::SynReply { id, fin, headers }
+            } else {
+                Frame::Headers { id, fin, headers }
+            }
         }
         3 => {
             exactly(8)?;
-            Frame::RstStream { id: number(0)? & ID_MASK, status: number(4)? }
+            Frame::RstStream {
+                id: number(0)? & ID_MASK,
+                status: number(4)?,
+            }
         }
         4 => {
             let count = usize::try_from(number(0)?).unwrap_or(usize::MAX);
@@ -233,11 +252,17 @@ fn control(kind: u16, flags: u8, payload: &[u8], inflater: &mut Inflater) -> Res
         }
         7 => {
             exactly(8)?;
-            Frame::GoAway { last: number(0)? & ID_MASK, status: number(4)? }
+            Frame::GoAway {
+                last: number(0)? & ID_MASK,
+                status: number(4)?,
+            }
         }
         9 => {
             exactly(8)?;
-            Frame::WindowUpdate { id: number(0)? & ID_MASK, delta: number(4)? & ID_MASK }
+            Frame::WindowUpdate {
+                id: number(0)? & ID_MASK,
+                delta: number(4)? & ID_MASK,
+            }
         }
         other => Frame::Unknown(other),
     })
@@ -259,7 +284,14 @@ impl Encoder {
     pub fn encode(&mut self, frame: &Frame, out: &mut BytesMut) {
         let fin_flag = |fin: bool| if fin { FLAG_FIN } else { 0 };
         match frame {
-            Frame::SynStream { id, associated, priority, fin, unidirectional, headers } => {
+            Frame::SynStream {
+                id,
+                associated,
+                priority,
+                fin,
+                unidirectional,
+                headers,
+            } => {
                 let block = self.deflater.write(headers);
                 let flags = fin_flag(*fin) | if *unidirectional { FLAG_UNIDIRECTIONAL } else { 0 };
                 control_head(out, 1, flags, 10 + block.len());
@@ -271,7 +303,11 @@ impl Encoder {
             }
             Frame::SynReply { id, fin, headers } | Frame::Headers { id, fin, headers } => {
                 let block = self.deflater.write(headers);
-                let kind = if matches!(frame, Frame::SynReply { .. }) { 2 } else { 8 };
+                let kind = if matches!(frame, Frame::SynReply { .. }) {
+                    2
+                } else {
+                    8
+                };
                 control_head(out, kind, fin_flag(*fin), 4 + block.len());
                 out.put_u32(id & ID_MASK);
                 out.put_slice(&block);
@@ -337,11 +373,24 @@ mod tests {
     /// The layouts as the specification draws them.
     #[tokio::test]
     async fn frames_on_the_wire() {
-        let data = |id, fin, text: &'static str| Frame::Data { id, fin, bytes: Bytes::from_static(text.as_bytes()) };
+        let data = |id, fin, text: &'static str| Frame::Data {
+            id,
+            fin,
+            bytes: Bytes::from_static(text.as_bytes()),
+        };
         let table: &[(&[u8], Frame)] = &[
-            (&[0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0, 5, 0, 0, 0, 5], Frame::RstStream { id: 5, status: reset::CANCEL }),
+            (
+                &[0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0, 5, 0, 0, 0, 5],
+                Frame::RstStream { id: 5, status: 5 },
+            ),
             (&[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 9], Frame::Ping(9)),
-            (&[0x80, 3, 0, 7, 0, 0, 0, 8, 0, 0, 0, 7, 0, 0, 0, 0], Frame::GoAway { last: 7, status: goaway::OK }),
+            (
+                &[0x80, 3, 0, 7, 0, 0, 0, 8, 0, 0, 0, 7, 0, 0, 0, 0],
+                Frame::GoAway {
+                    last: 7,
+                    status: goaway::OK,
+                },
+            ),
             (
                 &[0x80, 3, 0, 9, 0, 0, 0, 8, 0, 0, 0, 1, 0, 1, 0, 0],
                 Frame::WindowUpdate { id: 1, delta: 65536 },
@@ -350,10 +399,14 @@ mod tests {
             (&[0, 0, 0, 3, 0, 0, 0, 0], data(3, false, "")),
             (
                 &[
-                    0x80, 3, 0, 2, 0, 0, 0, 24, 0, 0, 0, 1, 0x78, 0x20, 0xe3, 0xc6, 0xa7, 0xc2, 0, 4, 0, 0xfb, 0xff, 0,
-                    0, 0, 0, 0, 0, 0, 0xff, 0xff,
+                    0x80, 3, 0, 2, 0, 0, 0, 24, 0, 0, 0, 1, 0x78, 0x20, 0xe3, 0xc6, 0xa7, 0xc2, 0, 4, 0,
+                    0xfb, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff,
                 ],
-                Frame::SynReply { id: 1, fin: false, headers: Vec::new() },
+                Frame::SynReply {
+                    id: 1,
+                    fin: false,
+                    headers: Vec::new(),
+                },
             ),
         ];
         for (bytes, frame) in table {
@@ -364,7 +417,10 @@ mod tests {
         }
         let settings = [0x80, 3, 0, 4, 0, 0, 0, 12, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0, 100];
         assert_eq!(read_all(&settings).await, [Ok(Frame::Settings)]);
-        assert_eq!(read_all(&[0x80, 3, 0, 99, 0, 0, 0, 1, 7]).await, [Ok(Frame::Unknown(99))]);
+        assert_eq!(
+            read_all(&[0x80, 3, 0, 99, 0, 0, 0, 1, 7]).await,
+            [Ok(Frame::Unknown(99))]
+        );
     }
 
     #[tokio::test]
@@ -378,8 +434,16 @@ mod tests {
             unidirectional: false,
             headers: headers("stdin"),
         };
-        let frames =
-            [syn(1, false), Frame::Headers { id: 1, fin: true, headers: headers("x") }, syn(3, true), Frame::Ping(1)];
+        let frames = [
+            syn(1, false),
+            Frame::Headers {
+                id: 1,
+                fin: true,
+                headers: headers("x"),
+            },
+            syn(3, true),
+            Frame::Ping(1),
+        ];
         let (mut encoder, mut out) = (Encoder::new(), BytesMut::new());
         frames.iter().for_each(|frame| encoder.encode(frame, &mut out));
         assert_eq!(read_all(&out).await, frames.map(Ok));
@@ -403,11 +467,26 @@ mod tests {
     #[tokio::test]
     async fn refuses_what_is_broken() {
         for (bytes, error) in [
-            (&[0x80, 2, 0, 6, 0, 0, 0, 4, 0, 0, 0, 9][..], "control frame of version 2, not 3"),
-            (&[0x80, 3, 0, 6, 0, 0, 0, 5, 0, 0, 0, 9, 9], "control frame of type 6 has the wrong length"),
-            (&[0x80, 3, 0, 1, 0, 0, 0, 4, 0, 0, 0, 9], "control frame of type 1 has the wrong length"),
-            (&[0x80, 3, 0, 1, 0, 0xff, 0, 0], "control frame of type 1 is 16711680 bytes long, more than 65536"),
-            (&[0x80, 3, 0, 4, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff], "control frame of type 4 has the wrong length"),
+            (
+                &[0x80, 2, 0, 6, 0, 0, 0, 4, 0, 0, 0, 9][..],
+                "control frame of version 2, not 3",
+            ),
+            (
+                &[0x80, 3, 0, 6, 0, 0, 0, 5, 0, 0, 0, 9, 9],
+                "control frame of type 6 has the wrong length",
+            ),
+            (
+                &[0x80, 3, 0, 1, 0, 0, 0, 4, 0, 0, 0, 9],
+                "control frame of type 1 has the wrong length",
+            ),
+            (
+                &[0x80, 3, 0, 1, 0, 0xff, 0, 0],
+                "control frame of type 1 is 16711680 bytes long, more than 65536",
+            ),
+            (
+                &[0x80, 3, 0, 4, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff],
+                "control frame of type 4 has the wrong length",
+            ),
             (&[0x80, 3], "read a frame: early eof"),
             (&[0, 0, 0, 1, 0, 0, 0, 9, 1], "read a frame: early eof"),
         ] {

@@ -24,26 +24,92 @@ const FLUSH: [u8; 5] = [0, 0, 0, 0xff, 0xff];
 
 /// Entries of the dictionary that carry a length in front.
 const WORDS: &[&str] = &[
-    "options", "head", "post", "put", "delete", "trace", "accept", "accept-charset", "accept-encoding",
-    "accept-language", "accept-ranges", "age", "allow", "authorization", "cache-control", "connection",
-    "content-base", "content-encoding", "content-language", "content-length", "content-location", "content-md5",
-    "content-range", "content-type", "date", "etag", "expect", "expires", "from", "host", "if-match",
-    "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "last-modified", "location",
-    "max-forwards", "pragma", "proxy-authenticate", "proxy-authorization", "range", "referer", "retry-after",
-    "server", "te", "trailer", "transfer-encoding", "upgrade", "user-agent", "vary", "via", "warning",
-    "www-authenticate", "method", "get", "status", "200 OK", "version", "HTTP/1.1", "url", "public", "set-cookie",
-    "keep-alive", "origin",
+    "options",
+    "head",
+    "post",
+    "put",
+    "delete",
+    "trace",
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "accept-ranges",
+    "age",
+    "allow",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-base",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "expect",
+    "expires",
+    "from",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "last-modified",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "retry-after",
+    "server",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "method",
+    "get",
+    "status",
+    "200 OK",
+    "version",
+    "HTTP/1.1",
+    "url",
+    "public",
+    "set-cookie",
+    "keep-alive",
+    "origin",
 ];
 
 /// The rest of the dictionary: text without lengths.
 const TAIL: &[&str] = &[
     "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505",
-    "203 Non-Authoritative Information", "204 No Content", "301 Moved Permanently", "400 Bad Request",
-    "401 Unauthorized", "403 Forbidden", "404 Not Found", "500 Internal Server Error", "501 Not Implemented",
-    "503 Service Unavailable", "Jan Feb Mar Apr May Jun Jul Aug Sept Oct Nov Dec", " 00:00:00",
+    "203 Non-Authoritative Information",
+    "204 No Content",
+    "301 Moved Permanently",
+    "400 Bad Request",
+    "401 Unauthorized",
+    "403 Forbidden",
+    "404 Not Found",
+    "500 Internal Server Error",
+    "501 Not Implemented",
+    "503 Service Unavailable",
+    "Jan Feb Mar Apr May Jun Jul Aug Sept Oct Nov Dec",
+    " 00:00:00",
     " Mon, Tue, Wed, Thu, Fri, Sat, Sun, GMT",
     "chunked,text/html,image/png,image/jpg,image/gif,application/xml,application/xhtml+xml,text/plain,",
-    "text/javascript,public", "privatemax-age=gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.",
+    "text/javascript,public",
+    "privatemax-age=gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.",
 ];
 
 /// What is wrong with a header block.
@@ -68,7 +134,10 @@ pub type Headers = Vec<(String, String)>;
 
 /// The value of a header.
 pub fn find<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
-    headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    headers
+        .iter()
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.as_str())
 }
 
 fn dictionary() -> Vec<u8> {
@@ -95,28 +164,21 @@ fn store(data: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Reads header blocks of one connection, in order.
+#[derive(Default)]
 pub struct Inflater {
     raw: Option<Decompress>,
 }
 
-impl Default for Inflater {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Inflater {
-    /// At the start of a connection.
-    pub fn new() -> Inflater {
-        Inflater { raw: None }
-    }
-
     /// Reads one block. After an error the connection cannot go on.
     pub fn read(&mut self, mut block: &[u8]) -> Result<Headers, HeaderError> {
         let raw = match &mut self.raw {
             Some(raw) => raw,
             None => {
-                let head: [u8; 2] = block.get(..2).and_then(|h| h.try_into().ok()).ok_or(HeaderError::Head)?;
+                let head: [u8; 2] = block
+                    .get(..2)
+                    .and_then(|h| h.try_into().ok())
+                    .ok_or(HeaderError::Head)?;
                 if head[0] & 0x0f != 8 || u16::from_be_bytes(head) % 31 != 0 {
                     return Err(HeaderError::Head);
                 }
@@ -156,11 +218,15 @@ fn inflate(raw: &mut Decompress, input: &[u8]) -> Result<Vec<u8>, HeaderError> {
             Status::Ok | Status::BufError => {}
         }
     }
-    if done < input.len() { Err(HeaderError::Deflate) } else { Ok(out) }
+    if done < input.len() {
+        Err(HeaderError::Deflate)
+    } else {
+        Ok(out)
+    }
 }
 
 fn parse(mut bytes: &[u8]) -> Result<Headers, HeaderError> {
-    let mut number = |bytes: &mut &[u8]| -> Result<usize, HeaderError> {
+    let number = |bytes: &mut &[u8]| -> Result<usize, HeaderError> {
         let (head, rest) = bytes.split_first_chunk::<4>().ok_or(HeaderError::Malformed)?;
         *bytes = rest;
         usize::try_from(u32::from_be_bytes(*head)).map_err(|_| HeaderError::Malformed)
@@ -171,7 +237,7 @@ fn parse(mut bytes: &[u8]) -> Result<Headers, HeaderError> {
     }
     let mut headers = Headers::with_capacity(count);
     for _ in 0..count {
-        let mut text = |bytes: &mut &[u8]| -> Result<String, HeaderError> {
+        let text = |bytes: &mut &[u8]| -> Result<String, HeaderError> {
             let length = number(bytes)?;
             let (head, rest) = bytes.split_at_checked(length).ok_or(HeaderError::Malformed)?;
             *bytes = rest;
@@ -181,7 +247,11 @@ fn parse(mut bytes: &[u8]) -> Result<Headers, HeaderError> {
         let value = text(&mut bytes)?;
         headers.push((name, value));
     }
-    if bytes.is_empty() { Ok(headers) } else { Err(HeaderError::Malformed) }
+    if bytes.is_empty() {
+        Ok(headers)
+    } else {
+        Err(HeaderError::Malformed)
+    }
 }
 
 /// Writes header blocks of one connection, in order.
@@ -191,11 +261,6 @@ pub struct Deflater {
 }
 
 impl Deflater {
-    /// At the start of a connection.
-    pub fn new() -> Deflater {
-        Deflater::default()
-    }
-
     /// One block.
     pub fn write(&mut self, headers: &Headers) -> Vec<u8> {
         let mut plain = Vec::new();
@@ -232,7 +297,9 @@ mod tests {
     }
 
     fn headers(list: &[(&str, &str)]) -> Headers {
-        list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        list.iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
     }
 
     #[test]
@@ -244,37 +311,50 @@ mod tests {
     /// Made with zlib itself: `deflateInit`, `deflateSetDictionary`, `deflate(Z_SYNC_FLUSH)` per block.
     #[test]
     fn reads_what_zlib_writes_with_the_dictionary() {
-        let mut inflater = Inflater::new();
+        let mut inflater = Inflater::default();
         for (hex, want) in ZLIB_BLOCKS {
-            let bytes: Vec<u8> =
-                (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+            let bytes: Vec<u8> = (0..hex.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+                .collect();
             assert_eq!(inflater.read(&bytes), Ok(headers(want)));
         }
     }
 
     const ZLIB_BLOCKS: &[(&str, &[(&str, &str)])] = &[
-        ("78bbe3c6a7c202a62346703a2b294a4dcc851625aca9a08006000000ffff", &[("streamtype", "error")]),
+        (
+            "78bbe3c6a7c202a62346703a2b294a4dcc851625aca9a08006000000ffff",
+            &[("streamtype", "error")],
+        ),
         ("c22e555c02cc2e00000000ffff", &[("streamtype", "stdin")]),
-        ("0225550c295001940829cb8bc0d9c6c2c0c20048731641e23e139427180d00000000ffff", &[("streamtype", "data"), ("port", "8080"), ("requestid", "0")]),
+        (
+            "0225550c295001940829cb8bc0d9c6c2c0c20048731641e23e139427180d00000000ffff",
+            &[("streamtype", "data"), ("port", "8080"), ("requestid", "0")],
+        ),
     ];
 
     #[test]
     fn reads_what_it_writes() {
-        let (mut deflater, mut inflater) = (Deflater::new(), Inflater::new());
+        let (mut deflater, mut inflater) = (Deflater::default(), Inflater::default());
         let long = "x".repeat(20_000);
-        for list in [headers(&[]), headers(&[("a", "1"), ("b", "")]), headers(&[("long", &long)]), headers(&[])] {
+        for list in [
+            headers(&[]),
+            headers(&[("a", "1"), ("b", "")]),
+            headers(&[("long", &long)]),
+            headers(&[]),
+        ] {
             assert_eq!(inflater.read(&deflater.write(&list)), Ok(list));
         }
     }
 
     #[test]
     fn refuses_what_is_broken() {
-        let good = Deflater::new().write(&headers(&[("a", "b")]));
+        let good = Deflater::default().write(&headers(&[("a", "b")]));
         let mut other_dictionary = good.clone();
         other_dictionary[3] ^= 1;
         let mut bad_stored_length = good.clone();
         bad_stored_length[7] ^= 1;
-        let big = Deflater::new().write(&headers(&[("a", &"x".repeat(HEADERS_MAX_BYTES))]));
+        let big = Deflater::default().write(&headers(&[("a", &"x".repeat(HEADERS_MAX_BYTES))]));
         let mut many = ZLIB_HEAD.to_vec();
         many.extend_from_slice(&DICTIONARY_ADLER);
         store(&1_000u32.to_be_bytes(), &mut many);
@@ -287,7 +367,7 @@ mod tests {
             (&big, HeaderError::TooLarge),
             (&many, HeaderError::TooLarge),
         ] {
-            assert_eq!(Inflater::new().read(bytes), Err(error));
+            assert_eq!(Inflater::default().read(bytes), Err(error));
         }
     }
 }
