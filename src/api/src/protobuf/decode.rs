@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::facts::{self, Entry, Fact, Form, Message};
 use super::wire::{Item, Reader};
 use super::{Error, MAGIC, MAX_DEPTH, MAX_VALUES, MEDIA_TYPE, SCHEMA_PROPS, place};
+use crate::kinds::split_api_version;
 use crate::schema::{Field, Scalar, Schema, Shape, View};
 
 /// The outer layer of a body.
@@ -346,10 +347,7 @@ impl Decoder {
         }
         if raw.starts_with(MAGIC) {
             let envelope = Envelope::open(raw)?;
-            let (group, version) = envelope
-                .api_version
-                .split_once('/')
-                .unwrap_or(("", envelope.api_version));
+            let (group, version) = split_api_version(envelope.api_version);
             let view = Schema::builtin()
                 .kind(group, version, envelope.kind)
                 .ok_or_else(|| Error::NoForm {

@@ -86,7 +86,7 @@ impl ListWriter {
 }
 
 fn view_of(api_version: &str, kind: &str) -> Option<View<'static>> {
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let (group, version) = crate::kinds::split_api_version(api_version);
     Schema::builtin().kind(group, version, kind)
 }
 

@@ -46,7 +46,7 @@ fn sample(view: View<'_>, name: &str, depth: usize) -> Value {
             for field in fields.fields.iter().filter(|_| depth < 12) {
                 let inner = view.of(field);
                 // Schemas within schemas would double at each level.
-                if &*fields.short_name() == "JSONSchemaProps"
+                if fields.short_name() == "JSONSchemaProps"
                     && depth > 5
                     && matches!(inner.shape(), Shape::List(..) | Shape::Map(_) | Shape::Struct(_))
                 {
@@ -172,6 +172,18 @@ fn the_table_fits_the_schema() {
     assert_eq!(facts::parse("[a.B]\n  x=1\n\n  x=1").err(), Some(4));
     assert_eq!(facts::parse("[a.B]\n  x=one").err(), Some(2));
     assert_eq!(facts::parse("  x=1").err(), Some(1));
+}
+
+#[test]
+fn every_kind_that_is_served_has_a_form() {
+    for kind in crate::kinds::Kinds::builtin().iter() {
+        let api_version = kind.api_version();
+        assert!(has_form(&api_version, &kind.kind), "{api_version} {}", kind.kind);
+        if kind.serves("list") {
+            let list = ListWriter::new(&api_version, &kind.list_kind, &json!({}));
+            assert!(list.is_ok(), "{api_version} {}", kind.list_kind);
+        }
+    }
 }
 
 fn decode(kind: &str, body: &[u8]) -> Result<Value, Error> {

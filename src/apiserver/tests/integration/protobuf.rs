@@ -34,7 +34,10 @@ fn read(body: &[u8]) -> Value {
 #[track_caller]
 fn expect(answer: &Answer, code: u16) -> Value {
     assert_eq!(
-        (answer.code.as_u16(), answer.headers["content-type"].to_str().unwrap()),
+        (
+            answer.code.as_u16(),
+            answer.headers["content-type"].to_str().unwrap()
+        ),
         (code, MEDIA_TYPE),
         "{}",
         answer.text
