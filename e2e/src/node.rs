@@ -5,9 +5,9 @@
 //! | path             | in the node                                           |
 //! |------------------|-------------------------------------------------------|
 //! | `/run`           | an empty tmpfs: sockets, pinned namespaces            |
-//! | `/etc`, `/var/lib`, `/usr/local/bin` | the machine's, changes go to an overlay |
-//! | `/usr/local/bin/skiff` | the program under test |
-//! | `/var/lib/skiff` | a folder of the lab on disk (snapshots cannot be on an overlay) |
+//! | `/etc`, `/usr/local/bin` | the machine's, changes go to an overlay       |
+//! | `/usr/local/bin/skiff` | the program under test                          |
+//! | `/var/lib`       | a folder of the lab on disk (snapshots cannot be on an overlay), with the machine's list of packages |
 //! | `/var/log`       | a folder of the lab                                   |
 //!
 //! So skiff runs with its default paths, as it would on a machine of its own.
@@ -68,7 +68,7 @@ impl Node {
         skiff: &Path,
     ) -> anyhow::Result<Self> {
         let folder = lab.join(name);
-        for part in ["data", "log", "home"] {
+        for part in ["lib", "log", "home"] {
             std::fs::create_dir_all(folder.join(part)).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let node = Self {
@@ -82,21 +82,27 @@ impl Node {
         let script = format!(
             "mount --make-rprivate /
              mount -t tmpfs -o mode=755 tmpfs /run
-             for dir in etc var/lib usr/local/bin; do
+             for dir in etc usr/local/bin; do
                at=/run/overlay/$dir
                mkdir -p $at/upper $at/work
                mount -t overlay -o lowerdir=/$dir,upperdir=$at/upper,workdir=$at/work overlay /$dir
              done
-             mkdir -p /run/lock /var/lib/skiff
+             mkdir -p /run/lock
+             if [ -d /var/lib/dpkg ]; then
+               mkdir {folder}/lib/dpkg
+               mount --bind /var/lib/dpkg {folder}/lib/dpkg
+             fi
+             mount --rbind {folder}/lib /var/lib
              rm -f /usr/local/bin/skiff
              touch /usr/local/bin/skiff
              mount --bind {skiff} /usr/local/bin/skiff
              rm -rf /etc/skiff
-             mount --bind {folder}/data /var/lib/skiff
              mount --bind {folder}/log /var/log
              rm -f /etc/resolv.conf
              echo 'nameserver {LAN_ADDRESS}' >/etc/resolv.conf
              ip link set lo up
+             # Nobody else is here: no wait for a clash of addresses.
+             if [ -e /proc/sys/net/ipv6 ]; then echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; fi
              ip addr add {address}/24 dev eth0
              ip link set eth0 up",
             folder = node.folder.display(),
@@ -241,7 +247,7 @@ impl Node {
 
     /// A file the node has below `/var/lib/skiff`, as seen from outside.
     pub fn data(&self, path: &str) -> PathBuf {
-        self.folder.join("data").join(path)
+        self.folder.join("lib/skiff").join(path)
     }
 
     /// A file of the node's view, as seen from outside.
