@@ -163,10 +163,11 @@ impl Output for Sender {
 
 /// What comes in on a SPDY stream, as a stream of bytes.
 pub fn input(receiver: Receiver) -> Input {
-    futures::stream::unfold(receiver, |mut receiver| async move {
+    let bytes = futures::stream::unfold(receiver, |mut receiver| async move {
         Some((receiver.next().await?, receiver))
-    })
-    .boxed()
+    });
+    // Whoever reads on after the other end broke may ask again at the end.
+    bytes.fuse().boxed()
 }
 
 type Halves = (Receiver, Sender);
