@@ -16,7 +16,11 @@ pub struct Backoff {
 impl Backoff {
     /// Starts at `initial` and never exceeds `max` (before jitter).
     pub fn new(initial: Duration, max: Duration) -> Self {
-        Self { initial, max, next: initial }
+        Self {
+            initial,
+            max,
+            next: initial,
+        }
     }
 
     /// The delay to wait before the next try.
@@ -43,7 +47,10 @@ mod tests {
         let mut backoff = Backoff::new(ms(100), ms(350));
         for want in [100, 200, 350, 350] {
             let got = backoff.next();
-            assert!(got >= ms(want) && got <= ms(want).mul_f64(1.2), "{got:?} for {want} ms");
+            assert!(
+                got >= ms(want) && got <= ms(want).mul_f64(1.2),
+                "{got:?} for {want} ms"
+            );
         }
         backoff.reset();
         assert!(backoff.next() <= ms(120));

@@ -46,7 +46,9 @@ pub struct ManualClock {
 impl ManualClock {
     /// A clock that shows `now`.
     pub fn new(now: SystemTime) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new((now, SystemClock.monotonic())) })
+        Arc::new(Self {
+            state: Mutex::new((now, SystemClock.monotonic())),
+        })
     }
 
     /// Moves both clocks forward.

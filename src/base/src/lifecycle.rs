@@ -40,7 +40,10 @@ impl Shutdown {
 
     /// A scope that stops with this one, or alone.
     pub fn child(&self) -> Self {
-        Self { token: self.token.child_token(), tasks: TaskTracker::new() }
+        Self {
+            token: self.token.child_token(),
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// The underlying token, for libraries that want one.

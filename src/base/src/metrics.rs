@@ -73,7 +73,11 @@ pub struct Histogram(Arc<Mutex<Buckets>>);
 impl Histogram {
     fn new(bounds: &[f64]) -> Self {
         let counts = vec![0; bounds.len() + 1];
-        Self(Arc::new(Mutex::new(Buckets { bounds: bounds.to_vec(), counts, sum: 0.0 })))
+        Self(Arc::new(Mutex::new(Buckets {
+            bounds: bounds.to_vec(),
+            counts,
+            sum: 0.0,
+        })))
     }
 
     /// Counts one observation.
@@ -113,7 +117,11 @@ impl Family {
             return metric.clone();
         }
         let mut series = self.series.write();
-        let key = if series.len() < MAX_SERIES || series.contains_key(&key) { key } else { vec!["other".to_owned(); self.labels.len()] };
+        let key = if series.len() < MAX_SERIES || series.contains_key(&key) {
+            key
+        } else {
+            vec!["other".to_owned(); self.labels.len()]
+        };
         series.entry(key).or_insert_with(|| self.make()).clone()
     }
 
@@ -182,7 +190,14 @@ pub fn global() -> &'static Registry {
 }
 
 impl Registry {
-    fn family(&self, name: &str, help: &str, kind: &'static str, labels: &[&str], bounds: &[f64]) -> Arc<Family> {
+    fn family(
+        &self,
+        name: &str,
+        help: &str,
+        kind: &'static str,
+        labels: &[&str],
+        bounds: &[f64],
+    ) -> Arc<Family> {
         if let Some(family) = self.families.read().get(name) {
             return family.clone();
         }
@@ -193,7 +208,11 @@ impl Registry {
             bounds: bounds.to_vec(),
             series: RwLock::default(),
         };
-        self.families.write().entry(name.to_owned()).or_insert_with(|| Arc::new(family)).clone()
+        self.families
+            .write()
+            .entry(name.to_owned())
+            .or_insert_with(|| Arc::new(family))
+            .clone()
     }
 
     /// The counter of this name, made on first use.
@@ -230,10 +249,19 @@ impl Registry {
     pub fn render(&self) -> String {
         let mut text = String::new();
         for (name, family) in self.families.read().iter() {
-            let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} {}", family.help.replace('\n', " "), family.kind);
+            let _ = writeln!(
+                text,
+                "# HELP {name} {}\n# TYPE {name} {}",
+                family.help.replace('\n', " "),
+                family.kind
+            );
             for (values, metric) in family.series.read().iter() {
-                let labels: Vec<String> =
-                    family.labels.iter().zip(values).map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
+                let labels: Vec<String> = family
+                    .labels
+                    .iter()
+                    .zip(values)
+                    .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
+                    .collect();
                 render_metric(&mut text, name, &labels, metric);
             }
         }
@@ -244,7 +272,11 @@ impl Registry {
 fn render_metric(text: &mut String, name: &str, labels: &[String], metric: &Metric) {
     let set = |extra: Option<String>| {
         let all: Vec<String> = labels.iter().cloned().chain(extra).collect();
-        if all.is_empty() { String::new() } else { format!("{{{}}}", all.join(",")) }
+        if all.is_empty() {
+            String::new()
+        } else {
+            format!("{{{}}}", all.join(","))
+        }
     };
     let _ = match metric {
         Metric::Counter(counter) => writeln!(text, "{name}{} {}", set(None), counter.get()),
@@ -254,16 +286,32 @@ fn render_metric(text: &mut String, name: &str, labels: &[String], metric: &Metr
             let mut total = 0;
             for (i, count) in buckets.counts.iter().enumerate() {
                 total += count;
-                let bound = buckets.bounds.get(i).map_or_else(|| "+Inf".to_owned(), f64::to_string);
-                let _ = writeln!(text, "{name}_bucket{} {total}", set(Some(format!("le=\"{bound}\""))));
+                let bound = buckets
+                    .bounds
+                    .get(i)
+                    .map_or_else(|| "+Inf".to_owned(), f64::to_string);
+                let _ = writeln!(
+                    text,
+                    "{name}_bucket{} {total}",
+                    set(Some(format!("le=\"{bound}\"")))
+                );
             }
-            writeln!(text, "{name}_sum{} {}\n{name}_count{} {total}", set(None), buckets.sum, set(None))
+            writeln!(
+                text,
+                "{name}_sum{} {}\n{name}_count{} {total}",
+                set(None),
+                buckets.sum,
+                set(None)
+            )
         }
     };
 }
 
 fn escape(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -273,7 +321,10 @@ mod tests {
     #[test]
     fn renders_the_exposition_format() {
         let registry = Registry::default();
-        registry.counter_vec("a_total", "As.", &["verb"]).with(&["get\"x"]).add(3);
+        registry
+            .counter_vec("a_total", "As.", &["verb"])
+            .with(&["get\"x"])
+            .add(3);
         registry.gauge("b", "Bs.").set(1.5);
         let histogram = registry.histogram("c_seconds", "Cs.", &[0.1, 1.0]);
         for value in [0.05, 0.1, 0.5, 7.0] {

@@ -67,28 +67,54 @@ impl Recorder {
             component: Some(component.to_owned()),
             host: (!host.is_empty()).then(|| host.to_owned()),
         };
-        let writer = Writer { client, source, seen: HashMap::new(), order: VecDeque::new() };
+        let writer = Writer {
+            client,
+            source,
+            seen: HashMap::new(),
+            order: VecDeque::new(),
+        };
         shutdown.spawn_until_cancelled("event recorder", writer.run(entries));
         Self { queue }
     }
 
     /// A recorder that keeps events for nobody: for tests of components.
     pub fn discard() -> Self {
-        Self { queue: mpsc::channel(1).0 }
+        Self {
+            queue: mpsc::channel(1).0,
+        }
     }
 
     /// Records that something happened to `about`.
-    pub fn event(&self, about: &ObjectReference, severity: Severity, reason: &str, message: impl Into<String>) {
+    pub fn event(
+        &self,
+        about: &ObjectReference,
+        severity: Severity,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         let mut message = message.into();
         if message.len() > MAX_MESSAGE_BYTES {
-            let cut = (0..=MAX_MESSAGE_BYTES - 3).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+            let cut = (0..=MAX_MESSAGE_BYTES - 3)
+                .rev()
+                .find(|i| message.is_char_boundary(*i))
+                .unwrap_or(0);
             message.truncate(cut);
             message.push_str("...");
         }
-        let entry =
-            Entry { about: about.clone(), severity, reason: reason.to_owned(), message, at: Timestamp::now() };
+        let entry = Entry {
+            about: about.clone(),
+            severity,
+            reason: reason.to_owned(),
+            message,
+            at: Timestamp::now(),
+        };
         if self.queue.try_send(entry).is_err() {
-            metrics::global().counter("skiff_events_dropped_total", "Events not recorded because the queue was full.").inc();
+            metrics::global()
+                .counter(
+                    "skiff_events_dropped_total",
+                    "Events not recorded because the queue was full.",
+                )
+                .inc();
         }
     }
 
@@ -144,7 +170,10 @@ impl Writer {
         if let Some((name, count)) = self.seen.get_mut(&identity) {
             *count += 1;
             let patch = json!({"count": *count, "lastTimestamp": Time(entry.at)});
-            match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            match api
+                .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+                .await
+            {
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     self.seen.remove(&identity);
                     self.order.retain(|other| *other != identity);

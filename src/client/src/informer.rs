@@ -34,8 +34,14 @@ const RING_NAMES: usize = 4_096;
 const PAGE_SIZE: u32 = 500;
 
 /// What kinds an informer can hold.
-pub trait Cacheable: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static {}
-impl<K> Cacheable for K where K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static {}
+pub trait Cacheable:
+    Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static
+{
+}
+impl<K> Cacheable for K where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static
+{
+}
 
 /// Which objects of a kind an informer follows. Empty: all of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -51,12 +57,19 @@ pub struct Selection {
 impl Selection {
     /// Objects that match a field selector, in all namespaces.
     pub fn fields(selector: impl Into<String>) -> Self {
-        Self { fields: Some(selector.into()), ..Self::default() }
+        Self {
+            fields: Some(selector.into()),
+            ..Self::default()
+        }
     }
 
     /// One object by name.
     pub fn named(namespace: Option<&str>, name: &str) -> Self {
-        Self { namespace: namespace.map(str::to_owned), fields: Some(format!("metadata.name={name}")), labels: None }
+        Self {
+            namespace: namespace.map(str::to_owned),
+            fields: Some(format!("metadata.name={name}")),
+            labels: None,
+        }
     }
 }
 
@@ -74,7 +87,11 @@ type Running = HashMap<(TypeId, Selection), Arc<dyn Any + Send + Sync>>;
 impl Informers {
     /// Informers that watch through `client` until `shutdown`.
     pub fn new(client: Client, shutdown: Shutdown) -> Self {
-        Self { client, shutdown, running: Arc::default() }
+        Self {
+            client,
+            shutdown,
+            running: Arc::default(),
+        }
     }
 
     /// The client they watch through.
@@ -91,7 +108,10 @@ impl Informers {
     pub fn get_with<K: Cacheable>(&self, selection: Selection) -> Informer<K> {
         let key = (TypeId::of::<K>(), selection.clone());
         let mut running = self.running.lock();
-        if let Some(informer) = running.get(&key).and_then(|any| any.downcast_ref::<Informer<K>>()) {
+        if let Some(informer) = running
+            .get(&key)
+            .and_then(|any| any.downcast_ref::<Informer<K>>())
+        {
             return informer.clone();
         }
         let informer = Informer::start(self.client.clone(), &selection, self.shutdown.child());
@@ -102,7 +122,10 @@ impl Informers {
     /// Ends the watch of a selection that nobody needs any more. Handles that
     /// are still around keep their last state.
     pub fn release<K: Cacheable>(&self, selection: &Selection) {
-        let removed = self.running.lock().remove(&(TypeId::of::<K>(), selection.clone()));
+        let removed = self
+            .running
+            .lock()
+            .remove(&(TypeId::of::<K>(), selection.clone()));
         if let Some(informer) = removed.as_ref().and_then(|any| any.downcast_ref::<Informer<K>>()) {
             informer.shared.stop.cancel();
         }
@@ -144,7 +167,9 @@ pub struct Informer<K> {
 
 impl<K> Clone for Informer<K> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self {
+            shared: self.shared.clone(),
+        }
     }
 }
 
@@ -184,7 +209,8 @@ pub fn key_of<K: Resource>(object: &K) -> String {
 
 /// Splits what [`key_of`] joined.
 pub fn split_key(key: &str) -> (Option<&str>, &str) {
-    key.split_once('/').map_or((None, key), |(namespace, name)| (Some(namespace), name))
+    key.split_once('/')
+        .map_or((None, key), |(namespace, name)| (Some(namespace), name))
 }
 
 impl<K: Cacheable> Informer<K> {
@@ -219,8 +245,19 @@ impl<K: Cacheable> Informer<K> {
     }
 
     fn idle(stop: Shutdown) -> Self {
-        let state = State { objects: BTreeMap::new(), ring: VecDeque::new(), first: 0, synced: false };
-        Self { shared: Arc::new(Shared { state: RwLock::new(state), changed: watch::Sender::new(0), stop }) }
+        let state = State {
+            objects: BTreeMap::new(),
+            ring: VecDeque::new(),
+            first: 0,
+            synced: false,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                state: RwLock::new(state),
+                changed: watch::Sender::new(0),
+                stop,
+            }),
+        }
     }
 
     /// An informer without a watch, filled by hand: for tests of components.
@@ -259,8 +296,12 @@ impl<K: Cacheable> Informer<K> {
                 }
                 watcher::Event::InitDone => {
                     let seen = fresh.take().unwrap_or_default();
-                    let gone: Vec<Arc<str>> =
-                        state.objects.keys().filter(|key| !seen.contains(*key)).cloned().collect();
+                    let gone: Vec<Arc<str>> = state
+                        .objects
+                        .keys()
+                        .filter(|key| !seen.contains(*key))
+                        .cloned()
+                        .collect();
                     for key in gone {
                         state.objects.remove(&key);
                         state.touch(key);
@@ -313,7 +354,10 @@ impl<K: Cacheable> Informer<K> {
         let state = self.shared.state.read();
         state
             .objects
-            .range::<str, _>((std::ops::Bound::Included(prefix.as_str()), std::ops::Bound::Unbounded))
+            .range::<str, _>((
+                std::ops::Bound::Included(prefix.as_str()),
+                std::ops::Bound::Unbounded,
+            ))
             .take_while(|(key, _)| key.starts_with(&prefix))
             .map(|(_, object)| object.clone())
             .collect()
@@ -335,10 +379,9 @@ fn put<K: Cacheable>(state: &mut State<K>, mut object: K) -> Arc<str> {
     // Bookkeeping of the API server: large, and no component reads it.
     object.meta_mut().managed_fields = None;
     let key: Arc<str> = key_of(&object).into();
-    let same = state
-        .objects
-        .get(&key)
-        .is_some_and(|old| old.meta().resource_version.is_some() && old.meta().resource_version == object.meta().resource_version);
+    let same = state.objects.get(&key).is_some_and(|old| {
+        old.meta().resource_version.is_some() && old.meta().resource_version == object.meta().resource_version
+    });
     if !same {
         state.objects.insert(key.clone(), Arc::new(object));
         state.touch(key.clone());
@@ -497,7 +540,10 @@ mod tests {
         while let Some(change) = changes.try_next() {
             seen.push((key_of(&**change.object()), matches!(change, Change::Deleted(_))));
         }
-        assert_eq!(seen, [("ns/gone".to_owned(), true), ("ns/busy".to_owned(), false)]);
+        assert_eq!(
+            seen,
+            [("ns/gone".to_owned(), true), ("ns/busy".to_owned(), false)]
+        );
     }
 
     #[tokio::test]
@@ -506,7 +552,11 @@ mod tests {
         let mut fresh = None;
         informer.take(watcher::Event::Init, &mut fresh);
         informer.take(watcher::Event::InitApply(map("b", 2)), &mut fresh);
-        assert_eq!(informer.list().len(), 2, "nothing is dropped before the list is complete");
+        assert_eq!(
+            informer.list().len(),
+            2,
+            "nothing is dropped before the list is complete"
+        );
         informer.take(watcher::Event::InitDone, &mut fresh);
         assert_eq!(informer.list_in("ns").len(), 1);
         assert!(informer.get("ns/a").is_none());

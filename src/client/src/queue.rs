@@ -44,7 +44,10 @@ pub struct WorkQueue<T> {
 
 impl<T> Clone for WorkQueue<T> {
     fn clone(&self) -> Self {
-        Self { state: self.state.clone(), wake: self.wake.clone() }
+        Self {
+            state: self.state.clone(),
+            wake: self.wake.clone(),
+        }
     }
 }
 
@@ -66,7 +69,10 @@ impl<T: Key> WorkQueue<T> {
             due: BTreeSet::new(),
             failures: HashMap::new(),
         };
-        Self { state: Arc::new(Mutex::new(state)), wake: Arc::new(Notify::new()) }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            wake: Arc::new(Notify::new()),
+        }
     }
 
     /// Asks for `key` to be worked as soon as possible.
@@ -173,7 +179,9 @@ impl<T: Key> WorkQueue<T> {
                 Err(error) => {
                     let count = state.failures.entry(key.clone()).or_insert(0);
                     *count += 1;
-                    let delay = FIRST_RETRY.saturating_mul(1 << (*count - 1).min(12)).min(LAST_RETRY);
+                    let delay = FIRST_RETRY
+                        .saturating_mul(1 << (*count - 1).min(12))
+                        .min(LAST_RETRY);
                     if *count <= 3 {
                         tracing::debug!(?key, %error, ?delay, "will try again");
                     } else {
@@ -256,7 +264,10 @@ mod tests {
         };
         queue.run(1, &shutdown, work).await;
         let ms: Vec<u128> = times.lock().iter().map(Duration::as_millis).collect();
-        assert!(ms[1] >= 50 && ms[2] >= ms[1] + 100 && ms[3] >= ms[2] + 200, "{ms:?}");
+        assert!(
+            ms[1] >= 50 && ms[2] >= ms[1] + 100 && ms[3] >= ms[2] + 200,
+            "{ms:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

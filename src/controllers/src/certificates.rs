@@ -36,15 +36,21 @@ pub fn start(context: &Context) {
     let queue = WorkQueue::new();
     context.feed(&requests, &queue, |change| vec![key_of(&**change.object())]);
     let (ready, context_) = (requests.clone(), Arc::new(context.clone()));
-    context.work("certificates", queue, 1, async move { ready.synced().await }, move |key| {
-        let (context, requests) = (context_.clone(), requests.clone());
-        async move {
-            match requests.get(&key) {
-                Some(request) => reconcile(&context, &request).await,
-                None => Ok(None),
+    context.work(
+        "certificates",
+        queue,
+        1,
+        async move { ready.synced().await },
+        move |key| {
+            let (context, requests) = (context_.clone(), requests.clone());
+            async move {
+                match requests.get(&key) {
+                    Some(request) => reconcile(&context, &request).await,
+                    None => Ok(None),
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 async fn reconcile(context: &Context, request: &CertificateSigningRequest) -> Outcome {
@@ -62,21 +68,37 @@ async fn reconcile(context: &Context, request: &CertificateSigningRequest) -> Ou
                 type_: "Approved".to_owned(),
                 status: "True".to_owned(),
                 reason: Some("AutoApproved".to_owned()),
-                message: Some("Auto approving kubelet client certificate after SubjectAccessReview.".to_owned()),
+                message: Some(
+                    "Auto approving kubelet client certificate after SubjectAccessReview.".to_owned(),
+                ),
                 last_update_time: Some(Time(context.now())),
                 last_transition_time: Some(Time(context.now())),
             };
-            let mut conditions = request.status.clone().unwrap_or_default().conditions.unwrap_or_default();
+            let mut conditions = request
+                .status
+                .clone()
+                .unwrap_or_default()
+                .conditions
+                .unwrap_or_default();
             conditions.push(condition);
             let patch = json!({"status": {"conditions": conditions}});
-            api.patch_approval(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            api.patch_approval(name, &PatchParams::default(), &Patch::Merge(patch))
+                .await?;
             Ok(None)
         }
-        Plan::Sign { common_name, organizations } => {
-            match context.config.signer.sign_client(&pem, &common_name, &organizations) {
+        Plan::Sign {
+            common_name,
+            organizations,
+        } => {
+            match context
+                .config
+                .signer
+                .sign_client(&pem, &common_name, &organizations)
+            {
                 Ok(chain) => {
                     let status = json!({"status": {"certificate": ByteString(chain.into_bytes())}});
-                    api.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+                    api.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+                        .await?;
                 }
                 Err(reason) => {
                     tracing::warn!(request = name, %reason, "refused to sign a certificate request");
@@ -90,7 +112,8 @@ async fn reconcile(context: &Context, request: &CertificateSigningRequest) -> Ou
                         .collect();
                     conditions.push(condition);
                     let status = json!({"status": {"conditions": conditions}});
-                    api.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+                    api.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+                        .await?;
                 }
             }
             Ok(None)
@@ -102,7 +125,10 @@ async fn reconcile(context: &Context, request: &CertificateSigningRequest) -> Ou
 enum Plan {
     Wait(Option<Duration>),
     Approve,
-    Sign { common_name: String, organizations: Vec<String> },
+    Sign {
+        common_name: String,
+        organizations: Vec<String>,
+    },
     Remove,
 }
 
@@ -114,21 +140,38 @@ fn plan(
 ) -> Plan {
     let spec = &request.spec;
     let status = request.status.as_ref();
-    let has = |kind: &str| status.into_iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == kind);
+    let has = |kind: &str| {
+        status
+            .into_iter()
+            .flat_map(|s| s.conditions.iter().flatten())
+            .any(|c| c.type_ == kind)
+    };
     let issued = status.is_some_and(|status| status.certificate.is_some());
     if issued || has("Denied") || has("Failed") {
-        let created = request.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
+        let created = request
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(now, |time| time.0);
         let age = Duration::try_from(now.duration_since(created)).unwrap_or_default();
         return match KEEP.checked_sub(age) {
             Some(left) => Plan::Wait(Some(left)),
             None => Plan::Remove,
         };
     }
-    let Some((common_name, organizations)) = subject else { return Plan::Wait(None) };
+    let Some((common_name, organizations)) = subject else {
+        return Plan::Wait(None);
+    };
     let is_node = common_name.starts_with(NODE_PREFIX) && organizations == [NODES];
     match spec.signer_name.as_str() {
-        KUBELET_CLIENT if has("Approved") && is_node => Plan::Sign { common_name, organizations },
-        API_CLIENT if has("Approved") => Plan::Sign { common_name, organizations },
+        KUBELET_CLIENT if has("Approved") && is_node => Plan::Sign {
+            common_name,
+            organizations,
+        },
+        API_CLIENT if has("Approved") => Plan::Sign {
+            common_name,
+            organizations,
+        },
         KUBELET_CLIENT if is_node && may_ask(request, &common_name) => Plan::Approve,
         _ => Plan::Wait(None),
     }
@@ -138,7 +181,10 @@ fn may_ask(request: &CertificateSigningRequest, common_name: &str) -> bool {
     let in_group = |group: &str| request.spec.groups.iter().flatten().any(|have| have == group);
     let usages = request.spec.usages.as_deref().unwrap_or_default();
     let usages_fit = usages.iter().all(|usage| {
-        matches!(usage.as_str(), "digital signature" | "key encipherment" | "client auth")
+        matches!(
+            usage.as_str(),
+            "digital signature" | "key encipherment" | "client auth"
+        )
     });
     let itself = in_group(NODES) && request.spec.username.as_deref() == Some(common_name);
     usages_fit && (in_group(BOOTSTRAPPERS) || itself)
@@ -184,9 +230,18 @@ mod tests {
         assert_eq!(plan(&other, node("b"), now), Plan::Approve);
         let user = request(API_CLIENT, "jane", "system:authenticated");
         assert_eq!(plan(&user, admin.clone(), now), wait, "waits for a person");
-        assert!(matches!(plan(&with_condition(user, "Approved"), admin.clone(), now), Plan::Sign { .. }));
-        assert_eq!(plan(&with_condition(joining.clone(), "Approved"), admin, now), wait);
-        assert!(matches!(plan(&with_condition(joining, "Approved"), node("a"), now), Plan::Sign { .. }));
+        assert!(matches!(
+            plan(&with_condition(user, "Approved"), admin.clone(), now),
+            Plan::Sign { .. }
+        ));
+        assert_eq!(
+            plan(&with_condition(joining.clone(), "Approved"), admin, now),
+            wait
+        );
+        assert!(matches!(
+            plan(&with_condition(joining, "Approved"), node("a"), now),
+            Plan::Sign { .. }
+        ));
     }
 
     #[test]

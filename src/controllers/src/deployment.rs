@@ -65,13 +65,18 @@ pub fn start(context: &Context) {
     // A Recreate rollout goes on when the last old pod is gone.
     let owners = sets.clone();
     context.feed(&pods, &queue, move |change| {
-        let skiff_client::Change::Deleted(pod) = change else { return Vec::new() };
+        let skiff_client::Change::Deleted(pod) = change else {
+            return Vec::new();
+        };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let set = controller_of(&pod.metadata)
             .filter(|owner| owner.kind == "ReplicaSet")
             .and_then(|owner| owners.get(&format!("{namespace}/{}", owner.name)));
         let owner = set.as_ref().and_then(|set| controller_of(&set.metadata));
-        owner.map(|owner| format!("{namespace}/{}", owner.name)).into_iter().collect()
+        owner
+            .map(|owner| format!("{namespace}/{}", owner.name))
+            .into_iter()
+            .collect()
     });
     let ready = {
         let (deployments, sets, pods) = (deployments.clone(), sets.clone(), pods.clone());
@@ -81,7 +86,12 @@ pub fn start(context: &Context) {
             pods.synced().await;
         }
     };
-    let this = Arc::new(Loop { context: context.clone(), deployments, sets, pods });
+    let this = Arc::new(Loop {
+        context: context.clone(),
+        deployments,
+        sets,
+        pods,
+    });
     context.work("deployments", queue, 4, ready, move |key| {
         let this = this.clone();
         async move {
@@ -95,7 +105,11 @@ pub fn start(context: &Context) {
 }
 
 fn selector(deployment: &Deployment) -> LabelSelector {
-    deployment.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default()
+    deployment
+        .spec
+        .as_ref()
+        .map(|spec| spec.selector.clone())
+        .unwrap_or_default()
 }
 
 struct Loop {
@@ -107,7 +121,9 @@ struct Loop {
 
 impl Loop {
     async fn reconcile(&self, key: &str) -> Outcome {
-        let Some(deployment) = self.deployments.get(key) else { return Ok(None) };
+        let Some(deployment) = self.deployments.get(key) else {
+            return Ok(None);
+        };
         let deployment = (*deployment).clone();
         let sets = self.claim(&deployment).await?;
         if deployment.metadata.deletion_timestamp.is_some() {
@@ -121,7 +137,8 @@ impl Loop {
             None => {
                 if recreate(&deployment) && self.old_pods_remain(&deployment, &sets) {
                     let old: Vec<ReplicaSet> = sets.clone();
-                    self.scale_all(&deployment, &plan(&deployment, None, &old, true)).await?;
+                    self.scale_all(&deployment, &plan(&deployment, None, &old, true))
+                        .await?;
                     return self.write_status(&deployment, &sets).await;
                 }
                 match self.create_new(&deployment, &sets).await? {
@@ -132,7 +149,11 @@ impl Loop {
         };
         let old: Vec<ReplicaSet> = sets
             .iter()
-            .filter(|set| newest.as_ref().is_none_or(|newest| newest.metadata.uid != set.metadata.uid))
+            .filter(|set| {
+                newest
+                    .as_ref()
+                    .is_none_or(|newest| newest.metadata.uid != set.metadata.uid)
+            })
             .cloned()
             .collect();
         let pods_remain = self.old_pods_remain(&deployment, &old);
@@ -173,22 +194,35 @@ impl Loop {
             };
             let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), namespace);
             let name = set.metadata.name.as_deref().unwrap_or_default();
-            match api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            match api
+                .patch(name, &PatchParams::default(), &Patch::Strategic(patch))
+                .await
+            {
                 Err(error) if !is_gone(&error) => return Err(error.into()),
                 _ => {}
             }
         }
-        mine.sort_by_key(|set| (set.metadata.creation_timestamp.as_ref().map(|time| time.0), set.metadata.name.clone()));
+        mine.sort_by_key(|set| {
+            (
+                set.metadata.creation_timestamp.as_ref().map(|time| time.0),
+                set.metadata.name.clone(),
+            )
+        });
         Ok(mine)
     }
 
     fn old_pods_remain(&self, deployment: &Deployment, old: &[ReplicaSet]) -> bool {
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
         let of_old = |pod: &Pod| {
-            controller_of(&pod.metadata)
-                .is_some_and(|owner| old.iter().any(|set| set.metadata.uid.as_ref() == Some(&owner.uid)))
+            controller_of(&pod.metadata).is_some_and(|owner| {
+                old.iter()
+                    .any(|set| set.metadata.uid.as_ref() == Some(&owner.uid))
+            })
         };
-        self.pods.list_in(namespace).iter().any(|pod| of_old(pod) && !is_finished(pod))
+        self.pods
+            .list_in(namespace)
+            .iter()
+            .any(|pod| of_old(pod) && !is_finished(pod))
     }
 
     fn set_api(&self, deployment: &Deployment) -> Api<ReplicaSet> {
@@ -205,25 +239,43 @@ impl Loop {
         set: &ReplicaSet,
         all: &[ReplicaSet],
     ) -> Result<ReplicaSet, Error> {
-        let others: Vec<&ReplicaSet> = all.iter().filter(|other| other.metadata.uid != set.metadata.uid).collect();
+        let others: Vec<&ReplicaSet> = all
+            .iter()
+            .filter(|other| other.metadata.uid != set.metadata.uid)
+            .collect();
         let next = others.iter().map(|set| revision(set)).max().unwrap_or(0) + 1;
         let mut annotations = copied_annotations(deployment);
         let current = revision(set);
         let number = current.max(next);
         annotations.insert(REVISION.to_owned(), number.to_string());
         if current != 0 && current != number {
-            let before = set.metadata.annotations.as_ref().and_then(|a| a.get(REVISION_HISTORY)).filter(|t| !t.is_empty());
+            let before = set
+                .metadata
+                .annotations
+                .as_ref()
+                .and_then(|a| a.get(REVISION_HISTORY))
+                .filter(|t| !t.is_empty());
             let history = before.map_or_else(|| current.to_string(), |before| format!("{before},{current}"));
             annotations.insert(REVISION_HISTORY.to_owned(), history);
         }
         let have = set.metadata.annotations.clone().unwrap_or_default();
         let min_ready = deployment.spec.as_ref().and_then(|spec| spec.min_ready_seconds);
-        let changed = annotations.iter().any(|(key, value)| have.get(key) != Some(value))
-            || set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0) != min_ready.unwrap_or(0);
+        let changed = annotations
+            .iter()
+            .any(|(key, value)| have.get(key) != Some(value))
+            || set
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.min_ready_seconds)
+                .unwrap_or(0)
+                != min_ready.unwrap_or(0);
         let set = if changed {
-            let patch = json!({"metadata": {"annotations": annotations}, "spec": {"minReadySeconds": min_ready}});
+            let patch =
+                json!({"metadata": {"annotations": annotations}, "spec": {"minReadySeconds": min_ready}});
             let name = set.metadata.name.as_deref().unwrap_or_default();
-            self.set_api(deployment).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?
+            self.set_api(deployment)
+                .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+                .await?
         } else {
             set.clone()
         };
@@ -232,7 +284,11 @@ impl Loop {
     }
 
     async fn write_revision(&self, deployment: &Deployment, number: &str) -> Result<(), Error> {
-        let have = deployment.metadata.annotations.as_ref().and_then(|annotations| annotations.get(REVISION));
+        let have = deployment
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(REVISION));
         if have.map(String::as_str) == Some(number) {
             return Ok(());
         }
@@ -248,7 +304,11 @@ impl Loop {
 
     /// Makes the set for the current template. `None`: its name is taken by
     /// another template (a hash collision); the next run tries another name.
-    async fn create_new(&self, deployment: &Deployment, old: &[ReplicaSet]) -> Result<Option<ReplicaSet>, Error> {
+    async fn create_new(
+        &self,
+        deployment: &Deployment,
+        old: &[ReplicaSet],
+    ) -> Result<Option<ReplicaSet>, Error> {
         let number = old.iter().map(revision).max().unwrap_or(0) + 1;
         let mut set = new_set(deployment, number);
         let replicas = new_set_size(deployment, &set, old);
@@ -256,7 +316,11 @@ impl Loop {
         annotate_size(&mut set.metadata, deployment);
         let name = set.metadata.name.clone().unwrap_or_default();
         let about = deployment.object_ref(&());
-        match self.set_api(deployment).create(&PostParams::default(), &set).await {
+        match self
+            .set_api(deployment)
+            .create(&PostParams::default(), &set)
+            .await
+        {
             Ok(set) => {
                 if replicas > 0 {
                     let message = format!("Scaled up replica set {name} from 0 to {replicas}");
@@ -267,11 +331,17 @@ impl Loop {
             }
             Err(error) if is_conflict(&error) => {
                 let other = self.set_api(deployment).get(&name).await?;
-                let mine = controller_of(&other.metadata).map(|owner| &owner.uid) == deployment.metadata.uid.as_ref();
+                let mine = controller_of(&other.metadata).map(|owner| &owner.uid)
+                    == deployment.metadata.uid.as_ref();
                 if mine && same_template(deployment, &other) {
                     return Ok(Some(other));
                 }
-                let collisions = deployment.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0) + 1;
+                let collisions = deployment
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.collision_count)
+                    .unwrap_or(0)
+                    + 1;
                 let api: Api<Deployment> = Api::namespaced(
                     self.context.client.clone(),
                     deployment.metadata.namespace.as_deref().unwrap_or_default(),
@@ -283,7 +353,9 @@ impl Loop {
             }
             Err(error) => {
                 let message = format!("Failed to create new replica set \"{name}\": {}", message(&error));
-                self.context.recorder.warning(&about, "ReplicaSetCreateError", message);
+                self.context
+                    .recorder
+                    .warning(&about, "ReplicaSetCreateError", message);
                 Err(error.into())
             }
         }
@@ -297,7 +369,10 @@ impl Loop {
             annotate_size(&mut meta, deployment);
             let annotations = meta.annotations.unwrap_or_default();
             let have = set.metadata.annotations.clone().unwrap_or_default();
-            let stale = (from > 0 || *to > 0) && annotations.iter().any(|(key, value)| have.get(key) != Some(value));
+            let stale = (from > 0 || *to > 0)
+                && annotations
+                    .iter()
+                    .any(|(key, value)| have.get(key) != Some(value));
             if from == *to && !stale {
                 continue;
             }
@@ -306,7 +381,9 @@ impl Loop {
                 "metadata": {"annotations": annotations, "resourceVersion": set.metadata.resource_version},
                 "spec": {"replicas": to},
             }));
-            self.set_api(deployment).patch(name, &PatchParams::default(), &patch).await?;
+            self.set_api(deployment)
+                .patch(name, &PatchParams::default(), &patch)
+                .await?;
             if from != *to {
                 let way = if *to > from { "up" } else { "down" };
                 let message = format!("Scaled {way} replica set {name} from {from} to {to}");
@@ -318,22 +395,33 @@ impl Loop {
 
     /// Removes old empty sets beyond the history limit once the rollout is done.
     async fn clean_up(&self, deployment: &Deployment, all: &[ReplicaSet]) -> Result<(), Error> {
-        let limit = deployment.spec.as_ref().and_then(|spec| spec.revision_history_limit).unwrap_or(10);
+        let limit = deployment
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.revision_history_limit)
+            .unwrap_or(10);
         let newest = find_new(deployment, all).and_then(|set| set.metadata.uid.clone());
         if !is_complete(deployment, &status_of(deployment, all, self.context.now())) {
             return Ok(());
         }
-        let mut old: Vec<&ReplicaSet> =
-            all.iter().filter(|set| set.metadata.uid != newest && set.metadata.deletion_timestamp.is_none()).collect();
+        let mut old: Vec<&ReplicaSet> = all
+            .iter()
+            .filter(|set| set.metadata.uid != newest && set.metadata.deletion_timestamp.is_none())
+            .collect();
         old.sort_by_key(|set| revision(set));
         let surplus = old.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
         for set in old.into_iter().take(surplus) {
             let status = set.status.clone().unwrap_or_default();
-            if status.replicas != 0 || size(set) != 0 || set.metadata.generation > status.observed_generation {
+            if status.replicas != 0 || size(set) != 0 || set.metadata.generation > status.observed_generation
+            {
                 continue;
             }
             let name = set.metadata.name.as_deref().unwrap_or_default();
-            match self.set_api(deployment).delete(name, &DeleteParams::background()).await {
+            match self
+                .set_api(deployment)
+                .delete(name, &DeleteParams::background())
+                .await
+            {
                 Err(error) if !is_gone(&error) => return Err(error.into()),
                 _ => {}
             }
@@ -379,7 +467,11 @@ fn recreate(deployment: &Deployment) -> bool {
 }
 
 fn desired(deployment: &Deployment) -> i32 {
-    deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+    deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.replicas)
+        .unwrap_or(1)
 }
 
 fn size(set: &ReplicaSet) -> i32 {
@@ -387,12 +479,17 @@ fn size(set: &ReplicaSet) -> i32 {
 }
 
 fn available(set: &ReplicaSet) -> i32 {
-    set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
+    set.status
+        .as_ref()
+        .and_then(|status| status.available_replicas)
+        .unwrap_or(0)
 }
 
 fn revision(set: &ReplicaSet) -> i64 {
     let annotations = set.metadata.annotations.as_ref();
-    annotations.and_then(|annotations| annotations.get(REVISION)?.parse().ok()).unwrap_or(0)
+    annotations
+        .and_then(|annotations| annotations.get(REVISION)?.parse().ok())
+        .unwrap_or(0)
 }
 
 fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
@@ -408,7 +505,11 @@ fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
 
 fn same_template(deployment: &Deployment, set: &ReplicaSet) -> bool {
     let wanted = deployment.spec.as_ref().map(|spec| without_hash(&spec.template));
-    let have = set.spec.as_ref().and_then(|spec| spec.template.as_ref()).map(without_hash);
+    let have = set
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.as_ref())
+        .map(without_hash);
     wanted == have
 }
 
@@ -419,7 +520,9 @@ fn find_new<'a>(deployment: &Deployment, sets: &'a [ReplicaSet]) -> Option<&'a R
 
 fn copied_annotations(deployment: &Deployment) -> BTreeMap<String, String> {
     let own = deployment.metadata.annotations.clone().unwrap_or_default();
-    own.into_iter().filter(|(key, _)| !NOT_COPIED.contains(&key.as_str())).collect()
+    own.into_iter()
+        .filter(|(key, _)| !NOT_COPIED.contains(&key.as_str()))
+        .collect()
 }
 
 fn annotate_size(meta: &mut ObjectMeta, deployment: &Deployment) {
@@ -431,17 +534,31 @@ fn annotate_size(meta: &mut ObjectMeta, deployment: &Deployment) {
 
 fn new_set(deployment: &Deployment, number: i64) -> ReplicaSet {
     let spec = deployment.spec.clone().unwrap_or_default();
-    let collisions = deployment.status.as_ref().and_then(|status| status.collision_count);
+    let collisions = deployment
+        .status
+        .as_ref()
+        .and_then(|status| status.collision_count);
     let hash = template_hash(&spec.template, collisions);
     let mut template = spec.template;
-    template.metadata.get_or_insert_default().labels.get_or_insert_default().insert(HASH.to_owned(), hash.clone());
+    template
+        .metadata
+        .get_or_insert_default()
+        .labels
+        .get_or_insert_default()
+        .insert(HASH.to_owned(), hash.clone());
     let mut selector = spec.selector;
-    selector.match_labels.get_or_insert_default().insert(HASH.to_owned(), hash.clone());
+    selector
+        .match_labels
+        .get_or_insert_default()
+        .insert(HASH.to_owned(), hash.clone());
     let mut annotations = copied_annotations(deployment);
     annotations.insert(REVISION.to_owned(), number.to_string());
     ReplicaSet {
         metadata: ObjectMeta {
-            name: Some(format!("{}-{hash}", deployment.metadata.name.as_deref().unwrap_or_default())),
+            name: Some(format!(
+                "{}-{hash}",
+                deployment.metadata.name.as_deref().unwrap_or_default()
+            )),
             namespace: deployment.metadata.namespace.clone(),
             labels: template.metadata.as_ref().and_then(|meta| meta.labels.clone()),
             annotations: Some(annotations),
@@ -465,7 +582,11 @@ fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
         Some(IntOrString::String(text)) => {
             let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
             let product = percent * i64::from(total);
-            let result = if round_up { (product + 99).div_euclid(100) } else { product.div_euclid(100) };
+            let result = if round_up {
+                (product + 99).div_euclid(100)
+            } else {
+                product.div_euclid(100)
+            };
             i32::try_from(result).unwrap_or(i32::MAX)
         }
     }
@@ -476,13 +597,19 @@ fn limits(deployment: &Deployment) -> (i32, i32) {
     if recreate(deployment) {
         return (0, 0);
     }
-    let rolling: Option<RollingUpdateDeployment> =
-        deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref()?.rolling_update.clone());
+    let rolling: Option<RollingUpdateDeployment> = deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.strategy.as_ref()?.rolling_update.clone());
     let rolling = rolling.unwrap_or_default();
     let total = desired(deployment);
     let surge = resolve(rolling.max_surge.as_ref(), total, true);
     let unavailable = resolve(rolling.max_unavailable.as_ref(), total, false);
-    if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable.min(total)) }
+    if surge == 0 && unavailable == 0 {
+        (0, 1)
+    } else {
+        (surge, unavailable.min(total))
+    }
 }
 
 /// How large the set with the current template may be right now.
@@ -510,16 +637,25 @@ fn plan(
         wanted.extend(old.iter().map(|set| (set.clone(), 0)));
         let may_start = !old_pods_remain && old.iter().all(|set| size(set) == 0);
         if let Some(newest) = newest {
-            wanted.push((newest.clone(), if may_start || size(newest) > 0 { total } else { 0 }));
+            wanted.push((
+                newest.clone(),
+                if may_start || size(newest) > 0 { total } else { 0 },
+            ));
         }
         return wanted;
     }
-    let Some(newest) = newest else { return proportional(deployment, None, old) };
+    let Some(newest) = newest else {
+        return proportional(deployment, None, old);
+    };
     // A change of the Deployment's size during a rollout is spread over its sets.
     if is_scaling(deployment, newest, old) {
         return proportional(deployment, Some(newest), old);
     }
-    let grown = if size(newest) > total { total } else { new_set_size(deployment, newest, old) };
+    let grown = if size(newest) > total {
+        total
+    } else {
+        new_set_size(deployment, newest, old)
+    };
     wanted.push((newest.clone(), grown));
     if grown != size(newest) {
         return wanted;
@@ -552,20 +688,32 @@ fn shrink_old(deployment: &Deployment, newest: &ReplicaSet, old: &[ReplicaSet]) 
 }
 
 fn is_scaling(deployment: &Deployment, newest: &ReplicaSet, old: &[ReplicaSet]) -> bool {
-    std::iter::once(newest).chain(old).filter(|set| size(set) > 0).any(|set| {
-        let annotations = set.metadata.annotations.as_ref();
-        let noted: Option<i32> = annotations.and_then(|annotations| annotations.get(DESIRED)?.parse().ok());
-        noted.is_some_and(|noted| noted != desired(deployment))
-    })
+    std::iter::once(newest)
+        .chain(old)
+        .filter(|set| size(set) > 0)
+        .any(|set| {
+            let annotations = set.metadata.annotations.as_ref();
+            let noted: Option<i32> =
+                annotations.and_then(|annotations| annotations.get(DESIRED)?.parse().ok());
+            noted.is_some_and(|noted| noted != desired(deployment))
+        })
 }
 
 /// Spreads the Deployment's size over its active sets in proportion to theirs.
-fn proportional(deployment: &Deployment, newest: Option<&ReplicaSet>, old: &[ReplicaSet]) -> Vec<(ReplicaSet, i32)> {
+fn proportional(
+    deployment: &Deployment,
+    newest: Option<&ReplicaSet>,
+    old: &[ReplicaSet],
+) -> Vec<(ReplicaSet, i32)> {
     let all: Vec<&ReplicaSet> = newest.into_iter().chain(old).collect();
     let active: Vec<&ReplicaSet> = all.iter().copied().filter(|set| size(set) > 0).collect();
     let total = desired(deployment);
     match active.as_slice() {
-        [] => newest.or(old.last()).map(|set| (set.clone(), total)).into_iter().collect(),
+        [] => newest
+            .or(old.last())
+            .map(|set| (set.clone(), total))
+            .into_iter()
+            .collect(),
         [only] => vec![((*only).clone(), total)],
         _ => {
             let (surge, _) = limits(deployment);
@@ -577,7 +725,11 @@ fn proportional(deployment: &Deployment, newest: Option<&ReplicaSet>, old: &[Rep
                 let share = f64::from(size(set)) * f64::from(allowed) / f64::from(current.max(1));
                 #[allow(clippy::cast_possible_truncation)]
                 let change = share.round() as i32 - size(set);
-                let change = if to_add >= 0 { change.clamp(0, to_add) } else { change.clamp(to_add, 0) };
+                let change = if to_add >= 0 {
+                    change.clamp(0, to_add)
+                } else {
+                    change.clamp(to_add, 0)
+                };
                 sizes[i] = (sizes[i] + change).max(0);
                 to_add -= change;
             }
@@ -594,10 +746,22 @@ fn status_of(deployment: &Deployment, sets: &[ReplicaSet], now: jiff::Timestamp)
     let newest = find_new(deployment, sets);
     let sum = |count: &dyn Fn(&ReplicaSet) -> i32| sets.iter().map(count).sum::<i32>();
     let replicas = sum(&|set| set.status.as_ref().map_or(0, |status| status.replicas));
-    let ready = sum(&|set| set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0));
+    let ready = sum(&|set| {
+        set.status
+            .as_ref()
+            .and_then(|status| status.ready_replicas)
+            .unwrap_or(0)
+    });
     let available_now = sum(&available);
-    let terminating = sum(&|set| set.status.as_ref().and_then(|status| status.terminating_replicas).unwrap_or(0));
-    let updated = newest.and_then(|set| set.status.as_ref()).map_or(0, |status| status.replicas);
+    let terminating = sum(&|set| {
+        set.status
+            .as_ref()
+            .and_then(|status| status.terminating_replicas)
+            .unwrap_or(0)
+    });
+    let updated = newest
+        .and_then(|set| set.status.as_ref())
+        .map_or(0, |status| status.replicas);
     let positive = |count: i32| (count > 0).then_some(count);
     let unavailable = (sets.iter().map(size).sum::<i32>() - available_now).max(0);
     let old = deployment.status.clone().unwrap_or_default();
@@ -618,8 +782,16 @@ fn status_of(deployment: &Deployment, sets: &[ReplicaSet], now: jiff::Timestamp)
         &mut status,
         "Available",
         if enough { "True" } else { "False" },
-        if enough { "MinimumReplicasAvailable" } else { "MinimumReplicasUnavailable" },
-        if enough { "Deployment has minimum availability." } else { "Deployment does not have minimum availability." },
+        if enough {
+            "MinimumReplicasAvailable"
+        } else {
+            "MinimumReplicasUnavailable"
+        },
+        if enough {
+            "Deployment has minimum availability."
+        } else {
+            "Deployment does not have minimum availability."
+        },
         now,
         false,
     );
@@ -636,7 +808,11 @@ fn is_complete(deployment: &Deployment, status: &DeploymentStatus) -> bool {
 }
 
 fn progress_deadline(deployment: &Deployment) -> Option<i64> {
-    let seconds = deployment.spec.as_ref().and_then(|spec| spec.progress_deadline_seconds).unwrap_or(600);
+    let seconds = deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.progress_deadline_seconds)
+        .unwrap_or(600);
     (seconds != i32::MAX).then(|| i64::from(seconds))
 }
 
@@ -647,30 +823,64 @@ fn set_progress(
     newest: Option<&ReplicaSet>,
     now: jiff::Timestamp,
 ) {
-    let Some(deadline) = progress_deadline(deployment) else { return };
-    let before = old.conditions.iter().flatten().find(|condition| condition.type_ == "Progressing").cloned();
+    let Some(deadline) = progress_deadline(deployment) else {
+        return;
+    };
+    let before = old
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "Progressing")
+        .cloned();
     let paused = deployment.spec.as_ref().and_then(|spec| spec.paused) == Some(true);
     let was_paused = before.as_ref().and_then(|c| c.reason.as_deref()) == Some("DeploymentPaused");
     let name = newest.and_then(|set| set.metadata.name.clone());
     if paused {
         if !was_paused {
-            set_condition(status, "Progressing", "Unknown", "DeploymentPaused", "Deployment is paused", now, true);
+            set_condition(
+                status,
+                "Progressing",
+                "Unknown",
+                "DeploymentPaused",
+                "Deployment is paused",
+                now,
+                true,
+            );
         }
         return;
     }
     if was_paused {
-        set_condition(status, "Progressing", "Unknown", "DeploymentResumed", "Deployment is resumed", now, true);
+        set_condition(
+            status,
+            "Progressing",
+            "Unknown",
+            "DeploymentResumed",
+            "Deployment is resumed",
+            now,
+            true,
+        );
         return;
     }
     let done = before.as_ref().and_then(|c| c.reason.as_deref()) == Some("NewReplicaSetAvailable");
     let stays_done = done && status.replicas.unwrap_or(0) == status.updated_replicas.unwrap_or(0);
     let about = |text: &str| match &name {
         Some(name) => format!("ReplicaSet \"{name}\" {text}"),
-        None => format!("Deployment \"{}\" {text}", deployment.metadata.name.as_deref().unwrap_or_default()),
+        None => format!(
+            "Deployment \"{}\" {text}",
+            deployment.metadata.name.as_deref().unwrap_or_default()
+        ),
     };
     if is_complete(deployment, status) {
         let message = about("has successfully progressed.");
-        set_condition(status, "Progressing", "True", "NewReplicaSetAvailable", &message, now, false);
+        set_condition(
+            status,
+            "Progressing",
+            "True",
+            "NewReplicaSetAvailable",
+            &message,
+            now,
+            false,
+        );
         return;
     }
     let old_replicas = |s: &DeploymentStatus| s.replicas.unwrap_or(0) - s.updated_replicas.unwrap_or(0);
@@ -690,16 +900,31 @@ fn set_progress(
         set_condition(status, "Progressing", "True", reason, &message, now, true);
         return;
     }
-    let since = before.as_ref().and_then(|c| c.last_update_time.as_ref()).map_or(now, |time| time.0);
+    let since = before
+        .as_ref()
+        .and_then(|c| c.last_update_time.as_ref())
+        .map_or(now, |time| time.0);
     if !stays_done && now.duration_since(since).as_secs() >= deadline {
         let message = about("has timed out progressing.");
-        set_condition(status, "Progressing", "False", "ProgressDeadlineExceeded", &message, now, false);
+        set_condition(
+            status,
+            "Progressing",
+            "False",
+            "ProgressDeadlineExceeded",
+            &message,
+            now,
+            false,
+        );
     }
 }
 
 /// When the progress deadline has to be looked at, if it is running.
 fn deadline_in(deployment: &Deployment, status: &DeploymentStatus, now: jiff::Timestamp) -> Option<Duration> {
-    let condition = status.conditions.iter().flatten().find(|condition| condition.type_ == "Progressing")?;
+    let condition = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "Progressing")?;
     let running = condition.status == "True" && condition.reason.as_deref() != Some("NewReplicaSetAvailable");
     let since = condition.last_update_time.as_ref()?.0;
     let left = progress_deadline(deployment)? - now.duration_since(since).as_secs();
@@ -720,12 +945,16 @@ fn set_condition(
     let position = conditions.iter().position(|condition| condition.type_ == kind);
     let before = position.map(|i| conditions[i].clone());
     let same = before.as_ref().is_some_and(|old| {
-        old.status == state && old.reason.as_deref() == Some(reason) && old.message.as_deref() == Some(message)
+        old.status == state
+            && old.reason.as_deref() == Some(reason)
+            && old.message.as_deref() == Some(message)
     });
     if same && !touch {
         return;
     }
-    let transition = before.filter(|old| old.status == state).and_then(|old| old.last_transition_time);
+    let transition = before
+        .filter(|old| old.status == state)
+        .and_then(|old| old.last_transition_time);
     let condition = DeploymentCondition {
         type_: kind.to_owned(),
         status: state.to_owned(),
@@ -786,16 +1015,26 @@ mod tests {
             let wanted = plan(&deployment, Some(&new), &old, false);
             let mut changed = false;
             for (target, to) in wanted {
-                let mine = if target.metadata.name == new.metadata.name { &mut new } else { &mut old[0] };
+                let mine = if target.metadata.name == new.metadata.name {
+                    &mut new
+                } else {
+                    &mut old[0]
+                };
                 changed |= size(mine) != to;
                 mine.spec.get_or_insert_default().replicas = Some(to);
                 let still = available(mine).min(to);
                 mine.status.get_or_insert_default().available_replicas = Some(still);
             }
             let total = size(&new) + size(&old[0]);
-            assert!(total <= replicas + max_surge, "{total} pods of {replicas} + {max_surge}");
+            assert!(
+                total <= replicas + max_surge,
+                "{total} pods of {replicas} + {max_surge}"
+            );
             let serving = available(&new) + available(&old[0]);
-            assert!(serving >= replicas - max_unavailable, "{serving} serve of {replicas} - {max_unavailable}");
+            assert!(
+                serving >= replicas - max_unavailable,
+                "{serving} serve of {replicas} - {max_unavailable}"
+            );
             let size_now = size(&new);
             new.status.get_or_insert_default().available_replicas = Some(size_now);
             if !changed {
@@ -809,7 +1048,14 @@ mod tests {
     #[test]
     fn a_rollout_keeps_its_promises() {
         for replicas in [0, 1, 2, 4, 10, 33] {
-            for (surge, unavailable) in [("25%", "25%"), ("1", "0"), ("0", "1"), ("100%", "0"), ("0", "100%"), ("3", "2")] {
+            for (surge, unavailable) in [
+                ("25%", "25%"),
+                ("1", "0"),
+                ("0", "1"),
+                ("100%", "0"),
+                ("0", "100%"),
+                ("3", "2"),
+            ] {
                 roll(replicas, surge, unavailable);
             }
         }
@@ -825,9 +1071,19 @@ mod tests {
     #[test]
     fn recreate_waits_until_the_old_pods_are_gone() {
         let mut deployment = deployment(3, "1", "1");
-        deployment.spec.get_or_insert_default().strategy.get_or_insert_default().type_ = Some("Recreate".to_owned());
+        deployment
+            .spec
+            .get_or_insert_default()
+            .strategy
+            .get_or_insert_default()
+            .type_ = Some("Recreate".to_owned());
         let (new, old) = (set(&deployment, "new", 0, 0), set(&deployment, "old", 0, 0));
-        let sizes = |remain| plan(&deployment, Some(&new), std::slice::from_ref(&old), remain).iter().map(|(_, n)| *n).collect::<Vec<_>>();
+        let sizes = |remain| {
+            plan(&deployment, Some(&new), std::slice::from_ref(&old), remain)
+                .iter()
+                .map(|(_, n)| *n)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(sizes(true), [0, 0]);
         assert_eq!(sizes(false), [0, 3]);
     }
@@ -837,7 +1093,10 @@ mod tests {
         let small = deployment(10, "3", "2");
         let (new, old) = (set(&small, "new", 5, 5), set(&small, "old", 8, 8));
         let big = deployment(20, "3", "2");
-        let sizes: Vec<i32> = plan(&big, Some(&new), &[old], false).iter().map(|(_, n)| *n).collect();
+        let sizes: Vec<i32> = plan(&big, Some(&new), &[old], false)
+            .iter()
+            .map(|(_, n)| *n)
+            .collect();
         assert_eq!(sizes.iter().sum::<i32>(), 23);
         assert!(sizes[0] > 5 && sizes[1] > 8, "{sizes:?}");
     }
@@ -847,7 +1106,12 @@ mod tests {
         let deployment = deployment(1, "1", "0");
         let set = new_set(&deployment, 1);
         assert!(same_template(&deployment, &set));
-        assert_eq!(find_new(&deployment, &[set]).and_then(|set| set.metadata.name.clone()).map(|n| n.starts_with("web-")), Some(true));
+        assert_eq!(
+            find_new(&deployment, &[set])
+                .and_then(|set| set.metadata.name.clone())
+                .map(|n| n.starts_with("web-")),
+            Some(true)
+        );
     }
 
     #[test]
@@ -856,12 +1120,21 @@ mod tests {
         let late: jiff::Timestamp = "2030-01-01T00:20:00Z".parse().expect("time");
         let mut deployment = deployment(2, "1", "0");
         let reason = |status: &DeploymentStatus| {
-            let progress = status.conditions.iter().flatten().find(|condition| condition.type_ == "Progressing");
-            progress.and_then(|condition| condition.reason.clone()).unwrap_or_default()
+            let progress = status
+                .conditions
+                .iter()
+                .flatten()
+                .find(|condition| condition.type_ == "Progressing");
+            progress
+                .and_then(|condition| condition.reason.clone())
+                .unwrap_or_default()
         };
         let starting = status_of(&deployment, &[set(&deployment, "new", 2, 0)], start);
         assert_eq!(reason(&starting), "NewReplicaSetCreated");
-        assert_eq!(deadline_in(&deployment, &starting, start), Some(Duration::from_secs(600)));
+        assert_eq!(
+            deadline_in(&deployment, &starting, start),
+            Some(Duration::from_secs(600))
+        );
         deployment.status = Some(starting);
         let stuck = status_of(&deployment, &[set(&deployment, "new", 2, 0)], late);
         assert_eq!(reason(&stuck), "ProgressDeadlineExceeded");

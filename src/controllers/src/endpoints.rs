@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort as LegacyPort, EndpointSubset, Endpoints, Node, ObjectReference, Pod, Service, ServicePort,
+    EndpointAddress, EndpointPort as LegacyPort, EndpointSubset, Endpoints, Node, ObjectReference, Pod,
+    Service, ServicePort,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -47,14 +48,25 @@ pub fn start(context: &Context) {
     context.feed(&slices, &queue, |change| {
         let meta = &change.object().metadata;
         let labels = meta.labels.as_ref();
-        let ours = labels.and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|by| by == MANAGER);
+        let ours = labels
+            .and_then(|labels| labels.get(MANAGED_BY))
+            .is_some_and(|by| by == MANAGER);
         let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
         let namespace = meta.namespace.as_deref().unwrap_or_default();
-        service.filter(|_| ours).map(|service| format!("{namespace}/{service}")).into_iter().collect()
+        service
+            .filter(|_| ours)
+            .map(|service| format!("{namespace}/{service}"))
+            .into_iter()
+            .collect()
     });
     let ready = {
-        let (services, pods, nodes, slices, legacy) =
-            (services.clone(), pods.clone(), nodes.clone(), slices.clone(), legacy.clone());
+        let (services, pods, nodes, slices, legacy) = (
+            services.clone(),
+            pods.clone(),
+            nodes.clone(),
+            slices.clone(),
+            legacy.clone(),
+        );
         async move {
             services.synced().await;
             pods.synced().await;
@@ -63,7 +75,14 @@ pub fn start(context: &Context) {
             legacy.synced().await;
         }
     };
-    let this = Arc::new(Loop { context: context.clone(), services, pods, nodes, slices, legacy });
+    let this = Arc::new(Loop {
+        context: context.clone(),
+        services,
+        pods,
+        nodes,
+        slices,
+        legacy,
+    });
     context.work("endpoints", queue, 4, ready, move |key| {
         let this = this.clone();
         async move { this.reconcile(&key).await }
@@ -95,16 +114,30 @@ fn services_of(change: &Change<Pod>, services: &Informer<Service>) -> Vec<String
 }
 
 fn selected(service: &Service, pod: &Pod) -> bool {
-    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()).filter(|s| !s.is_empty());
+    let selector = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.selector.as_ref())
+        .filter(|s| !s.is_empty());
     let labels = pod.metadata.labels.as_ref();
-    selector.is_some_and(|s| s.iter().all(|(key, value)| labels.and_then(|l| l.get(key)) == Some(value)))
+    selector.is_some_and(|s| {
+        s.iter()
+            .all(|(key, value)| labels.and_then(|l| l.get(key)) == Some(value))
+    })
 }
 
 fn addresses(pod: &Pod) -> Vec<&str> {
     let status = pod.status.as_ref();
-    let list: Vec<&str> =
-        status.iter().flat_map(|s| s.pod_ips.iter().flatten()).map(|ip| ip.ip.as_str()).collect();
-    if list.is_empty() { status.and_then(|s| s.pod_ip.as_deref()).into_iter().collect() } else { list }
+    let list: Vec<&str> = status
+        .iter()
+        .flat_map(|s| s.pod_ips.iter().flatten())
+        .map(|ip| ip.ip.as_str())
+        .collect();
+    if list.is_empty() {
+        status.and_then(|s| s.pod_ip.as_deref()).into_iter().collect()
+    } else {
+        list
+    }
 }
 
 struct Loop {
@@ -120,9 +153,16 @@ impl Loop {
     async fn reconcile(&self, key: &str) -> Outcome {
         let (namespace, name) = split_key(key);
         let namespace = namespace.unwrap_or_default();
-        let mine: Vec<Arc<EndpointSlice>> =
-            self.slices.list_in(namespace).into_iter().filter(|slice| is_ours(slice, name)).collect();
-        let service = self.services.get(key).filter(|service| service.metadata.deletion_timestamp.is_none());
+        let mine: Vec<Arc<EndpointSlice>> = self
+            .slices
+            .list_in(namespace)
+            .into_iter()
+            .filter(|slice| is_ours(slice, name))
+            .collect();
+        let service = self
+            .services
+            .get(key)
+            .filter(|service| service.metadata.deletion_timestamp.is_none());
         let Some(service) = service else {
             for slice in mine {
                 self.delete_slice(&slice).await?;
@@ -130,13 +170,24 @@ impl Loop {
             return self.delete_legacy(namespace, name).await;
         };
         let external = service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
-        if external || service.spec.as_ref().is_none_or(|spec| spec.selector.as_ref().is_none_or(BTreeMap::is_empty)) {
+        if external
+            || service
+                .spec
+                .as_ref()
+                .is_none_or(|spec| spec.selector.as_ref().is_none_or(BTreeMap::is_empty))
+        {
             return Ok(None);
         }
-        let pods: Vec<Arc<Pod>> =
-            self.pods.list_in(namespace).into_iter().filter(|pod| selected(&service, pod)).collect();
+        let pods: Vec<Arc<Pod>> = self
+            .pods
+            .list_in(namespace)
+            .into_iter()
+            .filter(|pod| selected(&service, pod))
+            .collect();
         let zone = |node: &str| {
-            self.nodes.get(node).and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned())
+            self.nodes
+                .get(node)
+                .and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned())
         };
         let wanted = wanted(&service, &pods, &zone);
         for action in plan(&service, &mine, wanted) {
@@ -163,9 +214,17 @@ impl Loop {
     }
 
     async fn delete_slice(&self, slice: &EndpointSlice) -> Result<(), Error> {
-        let api: Api<EndpointSlice> =
-            Api::namespaced(self.context.client.clone(), slice.metadata.namespace.as_deref().unwrap_or_default());
-        match api.delete(slice.metadata.name.as_deref().unwrap_or_default(), &DeleteParams::default()).await {
+        let api: Api<EndpointSlice> = Api::namespaced(
+            self.context.client.clone(),
+            slice.metadata.namespace.as_deref().unwrap_or_default(),
+        );
+        match api
+            .delete(
+                slice.metadata.name.as_deref().unwrap_or_default(),
+                &DeleteParams::default(),
+            )
+            .await
+        {
             Err(error) if !is_gone(&error) => Err(error.into()),
             _ => Ok(()),
         }
@@ -188,7 +247,9 @@ impl Loop {
         let wanted = legacy(service, pods);
         let api: Api<Endpoints> = Api::namespaced(self.context.client.clone(), namespace.unwrap_or_default());
         let result = match self.legacy.get(&key) {
-            Some(have) if have.subsets == wanted.subsets && have.metadata.labels == wanted.metadata.labels => {
+            Some(have)
+                if have.subsets == wanted.subsets && have.metadata.labels == wanted.metadata.labels =>
+            {
                 return Ok(None);
             }
             Some(have) => {
@@ -212,7 +273,14 @@ fn is_forbidden(error: &kube::Error) -> bool {
 }
 
 fn is_ours(slice: &EndpointSlice, service: &str) -> bool {
-    let label = |key: &str| slice.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+    let label = |key: &str| {
+        slice
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(key))
+            .map(String::as_str)
+    };
     label(SERVICE_NAME) == Some(service) && label(MANAGED_BY) == Some(MANAGER)
 }
 
@@ -248,7 +316,10 @@ fn wanted(
     zone: &dyn Fn(&str) -> Option<String>,
 ) -> BTreeMap<String, (Shape, Vec<Endpoint>)> {
     let spec = service.spec.clone().unwrap_or_default();
-    let families = spec.ip_families.clone().unwrap_or_else(|| vec!["IPv4".to_owned()]);
+    let families = spec
+        .ip_families
+        .clone()
+        .unwrap_or_else(|| vec!["IPv4".to_owned()]);
     let publish_all = spec.publish_not_ready_addresses == Some(true);
     let mut result: BTreeMap<String, (Shape, Vec<Endpoint>)> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| !is_finished(pod)) {
@@ -267,7 +338,9 @@ fn wanted(
             .collect();
         for family in &families {
             let fits = |ip: &&str| ip.contains(':') == (family == "IPv6");
-            let Some(ip) = addresses(pod).into_iter().find(fits).map(str::to_owned) else { continue };
+            let Some(ip) = addresses(pod).into_iter().find(fits).map(str::to_owned) else {
+                continue;
+            };
             let terminating = pod.metadata.deletion_timestamp.is_some();
             let serving = is_ready(pod);
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
@@ -288,7 +361,11 @@ fn wanted(
             };
             let shape = (family.clone(), ports.clone());
             let id = serde_json::to_string(&shape).unwrap_or_default();
-            result.entry(id).or_insert_with(|| (shape, Vec::new())).1.push(endpoint);
+            result
+                .entry(id)
+                .or_insert_with(|| (shape, Vec::new()))
+                .1
+                .push(endpoint);
         }
     }
     result
@@ -320,7 +397,10 @@ fn plan(
     // A service without pods still has one (empty) slice, so that a reader can
     // tell "no endpoints" from "not known yet".
     if wanted.is_empty() {
-        let family = service.spec.as_ref().and_then(|spec| spec.ip_families.as_ref()?.first().cloned());
+        let family = service
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.ip_families.as_ref()?.first().cloned());
         let shape = (family.unwrap_or_else(|| "IPv4".to_owned()), Vec::new());
         wanted.insert(String::new(), (shape, Vec::new()));
     }
@@ -328,8 +408,10 @@ fn plan(
     let mut actions = Vec::new();
     let mut used: BTreeSet<&str> = BTreeSet::new();
     for ((family, ports), endpoints) in wanted.into_values() {
-        let mut left: BTreeMap<(String, Vec<String>), Endpoint> =
-            endpoints.into_iter().map(|endpoint| (identity(&endpoint), endpoint)).collect();
+        let mut left: BTreeMap<(String, Vec<String>), Endpoint> = endpoints
+            .into_iter()
+            .map(|endpoint| (identity(&endpoint), endpoint))
+            .collect();
         let mut kept: Vec<(&Arc<EndpointSlice>, Vec<Endpoint>)> = Vec::new();
         for slice in have {
             let same_ports = slice.ports.clone().unwrap_or_default() == ports;
@@ -337,7 +419,10 @@ fn plan(
                 continue;
             }
             used.insert(slice.metadata.name.as_deref().unwrap_or_default());
-            let stay = endpoints_of(slice).iter().filter_map(|endpoint| left.remove(&identity(endpoint))).collect();
+            let stay = endpoints_of(slice)
+                .iter()
+                .filter_map(|endpoint| left.remove(&identity(endpoint)))
+                .collect();
             kept.push((slice, stay));
         }
         let mut rest = left.into_values();
@@ -361,10 +446,15 @@ fn plan(
             }
         }
         let missing_empty = rest.is_empty() && nothing_kept && ports.is_empty();
-        let chunks: Vec<Vec<Endpoint>> =
-            if missing_empty { vec![Vec::new()] } else { rest.chunks(PER_SLICE).map(<[Endpoint]>::to_vec).collect() };
+        let chunks: Vec<Vec<Endpoint>> = if missing_empty {
+            vec![Vec::new()]
+        } else {
+            rest.chunks(PER_SLICE).map(<[Endpoint]>::to_vec).collect()
+        };
         for chunk in chunks {
-            actions.push(Action::Create(new_slice(service, &family, &ports, chunk, &labels)));
+            actions.push(Action::Create(new_slice(
+                service, &family, &ports, chunk, &labels,
+            )));
         }
     }
     for slice in have {
@@ -380,13 +470,20 @@ fn endpoints_of(slice: &EndpointSlice) -> &[Endpoint] {
 }
 
 fn identity(endpoint: &Endpoint) -> (String, Vec<String>) {
-    let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.clone()).unwrap_or_default();
+    let uid = endpoint
+        .target_ref
+        .as_ref()
+        .and_then(|target| target.uid.clone())
+        .unwrap_or_default();
     (uid, endpoint.addresses.clone())
 }
 
 fn slice_labels(service: &Service) -> BTreeMap<String, String> {
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
-    labels.insert(SERVICE_NAME.to_owned(), service.metadata.name.clone().unwrap_or_default());
+    labels.insert(
+        SERVICE_NAME.to_owned(),
+        service.metadata.name.clone().unwrap_or_default(),
+    );
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
     if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") {
         labels.insert(HEADLESS.to_owned(), String::new());
@@ -427,14 +524,21 @@ fn new_slice(
 /// The old Endpoints object: ready and not ready addresses by set of ports.
 fn legacy(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
-    labels.insert("endpoints.kubernetes.io/managed-by".to_owned(), "endpoint-controller".to_owned());
+    labels.insert(
+        "endpoints.kubernetes.io/managed-by".to_owned(),
+        "endpoint-controller".to_owned(),
+    );
     if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") {
         labels.insert(HEADLESS.to_owned(), String::new());
     }
     let mut subsets: BTreeMap<String, EndpointSubset> = BTreeMap::new();
-    let family = service.spec.as_ref().and_then(|spec| spec.ip_families.as_ref()?.first().cloned());
+    let family = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ip_families.as_ref()?.first().cloned());
     let mut one_family = service.clone();
-    one_family.spec.get_or_insert_default().ip_families = Some(vec![family.unwrap_or_else(|| "IPv4".to_owned())]);
+    one_family.spec.get_or_insert_default().ip_families =
+        Some(vec![family.unwrap_or_else(|| "IPv4".to_owned())]);
     let mut count = 0;
     for (id, ((_, ports), endpoints)) in wanted(&one_family, pods, &|_| None) {
         let mut subset = EndpointSubset::default();
@@ -459,11 +563,17 @@ fn legacy(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
                 node_name: endpoint.node_name,
                 target_ref: endpoint.target_ref,
             };
-            let list =
-                if conditions.ready == Some(true) { &mut subset.addresses } else { &mut subset.not_ready_addresses };
+            let list = if conditions.ready == Some(true) {
+                &mut subset.addresses
+            } else {
+                &mut subset.not_ready_addresses
+            };
             list.get_or_insert_default().push(address);
         }
-        for list in [&mut subset.addresses, &mut subset.not_ready_addresses].into_iter().flatten() {
+        for list in [&mut subset.addresses, &mut subset.not_ready_addresses]
+            .into_iter()
+            .flatten()
+        {
             list.sort_by(|a, b| a.ip.cmp(&b.ip));
         }
         if subset.addresses.is_some() || subset.not_ready_addresses.is_some() {
@@ -513,8 +623,10 @@ mod tests {
 
     /// The slices after the actions.
     fn after(have: &[Arc<EndpointSlice>], actions: Vec<Action>) -> Vec<Arc<EndpointSlice>> {
-        let mut slices: BTreeMap<String, Arc<EndpointSlice>> =
-            have.iter().map(|slice| (slice.metadata.name.clone().unwrap_or_default(), slice.clone())).collect();
+        let mut slices: BTreeMap<String, Arc<EndpointSlice>> = have
+            .iter()
+            .map(|slice| (slice.metadata.name.clone().unwrap_or_default(), slice.clone()))
+            .collect();
         for action in actions {
             match action {
                 Action::Create(slice) | Action::Replace(slice) => {
@@ -532,18 +644,40 @@ mod tests {
     fn named_ports_are_looked_up_in_the_pod() {
         let slices = after(&[], planned(&[], &[pod("a", "10.42.0.2", true)]));
         assert_eq!(slices.len(), 1);
-        assert_eq!(slices[0].ports.as_ref().and_then(|ports| ports[0].port), Some(8080));
+        assert_eq!(
+            slices[0].ports.as_ref().and_then(|ports| ports[0].port),
+            Some(8080)
+        );
         assert_eq!(endpoints_of(&slices[0])[0].addresses, ["10.42.0.2"]);
-        assert_eq!(endpoints_of(&slices[0])[0].conditions.as_ref().and_then(|c| c.ready), Some(true));
+        assert_eq!(
+            endpoints_of(&slices[0])[0]
+                .conditions
+                .as_ref()
+                .and_then(|c| c.ready),
+            Some(true)
+        );
     }
 
     #[test]
     fn a_plan_that_was_carried_out_has_nothing_left_to_do() {
-        let pods: Vec<Arc<Pod>> =
-            (0..250).map(|i| pod(&format!("p{i:03}"), &format!("10.42.{}.{}", i / 200, i % 200 + 2), true)).collect();
+        let pods: Vec<Arc<Pod>> = (0..250)
+            .map(|i| {
+                pod(
+                    &format!("p{i:03}"),
+                    &format!("10.42.{}.{}", i / 200, i % 200 + 2),
+                    true,
+                )
+            })
+            .collect();
         for count in [0, 1, 99, 100, 101, 250, 3, 0] {
             let slices = after(&[], planned(&[], &pods[..count]));
-            assert_eq!(slices.iter().map(|slice| endpoints_of(slice).len()).sum::<usize>(), count);
+            assert_eq!(
+                slices
+                    .iter()
+                    .map(|slice| endpoints_of(slice).len())
+                    .sum::<usize>(),
+                count
+            );
             assert!(slices.iter().all(|slice| endpoints_of(slice).len() <= PER_SLICE));
             assert_eq!(planned(&slices, &pods[..count]), [], "{count} pods");
         }
@@ -551,25 +685,42 @@ mod tests {
 
     #[test]
     fn one_pod_changes_one_slice() {
-        let pods: Vec<Arc<Pod>> = (0..150).map(|i| pod(&format!("p{i:03}"), &format!("10.42.0.{}", i + 2), true)).collect();
+        let pods: Vec<Arc<Pod>> = (0..150)
+            .map(|i| pod(&format!("p{i:03}"), &format!("10.42.0.{}", i + 2), true))
+            .collect();
         let slices = after(&[], planned(&[], &pods));
         let mut fewer = pods.clone();
         fewer[7] = pod("p007", "10.42.0.9", false);
         assert_eq!(planned(&slices, &fewer).len(), 1);
         fewer.remove(20);
         let both = after(&slices, planned(&slices, &fewer));
-        assert_eq!(both.iter().map(|slice| endpoints_of(slice).len()).sum::<usize>(), 149);
+        assert_eq!(
+            both.iter().map(|slice| endpoints_of(slice).len()).sum::<usize>(),
+            149
+        );
         let emptied = after(&both, planned(&both, &[]));
         assert_eq!((emptied.len(), endpoints_of(&emptied[0]).len()), (1, 0));
     }
 
     #[test]
     fn legacy_endpoints_tell_ready_from_not_ready() {
-        let endpoints = legacy(&service(), &[pod("a", "10.42.0.3", true), pod("b", "10.42.0.2", false)]);
+        let endpoints = legacy(
+            &service(),
+            &[pod("a", "10.42.0.3", true), pod("b", "10.42.0.2", false)],
+        );
         let subsets = endpoints.subsets.expect("subsets");
         assert_eq!(subsets.len(), 1);
-        assert_eq!(subsets[0].addresses.as_ref().map(|list| list[0].ip.as_str()), Some("10.42.0.3"));
-        assert_eq!(subsets[0].not_ready_addresses.as_ref().map(|list| list[0].ip.as_str()), Some("10.42.0.2"));
+        assert_eq!(
+            subsets[0].addresses.as_ref().map(|list| list[0].ip.as_str()),
+            Some("10.42.0.3")
+        );
+        assert_eq!(
+            subsets[0]
+                .not_ready_addresses
+                .as_ref()
+                .map(|list| list[0].ip.as_str()),
+            Some("10.42.0.2")
+        );
         assert_eq!(legacy(&service(), &[]).subsets, None);
     }
 }

@@ -74,6 +74,10 @@ mod tests {
         expectations.settle("ns/web", "web-b");
         assert!(expectations.wait("ns/web", now).is_none());
         expectations.announce("ns/web", "web-c", now);
-        assert!(expectations.wait("ns/web", now + TIMEOUT + Duration::from_secs(1)).is_none());
+        assert!(
+            expectations
+                .wait("ns/web", now + TIMEOUT + Duration::from_secs(1))
+                .is_none()
+        );
     }
 }

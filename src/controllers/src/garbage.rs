@@ -32,14 +32,19 @@ use crate::{Context, Error, Outcome, is_conflict, is_gone};
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 /// Kinds that never own anything that matters and change all the time.
-const IGNORED: [(&str, &str); 3] = [("", "Event"), ("events.k8s.io", "Event"), ("coordination.k8s.io", "Lease")];
+const IGNORED: [(&str, &str); 3] = [
+    ("", "Event"),
+    ("events.k8s.io", "Event"),
+    ("coordination.k8s.io", "Lease"),
+];
 
 /// Starts the loop.
 pub fn start(context: &Context) {
     let context = context.clone();
     let shutdown = context.shutdown.clone();
     shutdown.spawn_until_cancelled("garbage collector", async move {
-        let mut backoff = skiff_base::backoff::Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+        let mut backoff =
+            skiff_base::backoff::Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         let kinds = loop {
             match deletable(&context.client).await {
                 Ok(kinds) => break kinds,
@@ -56,7 +61,9 @@ pub fn start(context: &Context) {
 async fn deletable(client: &Client) -> Result<Vec<(ApiResource, Scope)>, kube::Error> {
     let discovery = Discovery::new(client.clone()).run_aggregated().await?;
     let wanted = |operation: &kube::discovery::ApiCapabilities| {
-        [verbs::LIST, verbs::WATCH, verbs::DELETE].iter().all(|verb| operation.supports_operation(verb))
+        [verbs::LIST, verbs::WATCH, verbs::DELETE]
+            .iter()
+            .all(|verb| operation.supports_operation(verb))
     };
     Ok(discovery
         .groups()
@@ -122,7 +129,10 @@ impl Graph {
             }
         }
         for owner in &object.owners {
-            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
+            self.dependents
+                .entry(owner.uid.clone())
+                .or_default()
+                .insert(uid.clone());
         }
         self.objects.insert(uid, object);
         look_at
@@ -130,7 +140,9 @@ impl Graph {
 
     /// Forgets an object; returns the uids to look at: its dependents and its owners.
     fn remove(&mut self, uid: &str) -> Vec<String> {
-        let Some(object) = self.objects.remove(uid) else { return Vec::new() };
+        let Some(object) = self.objects.remove(uid) else {
+            return Vec::new();
+        };
         let mut look_at: Vec<String> = self.dependents_of(uid);
         for owner in object.owners {
             self.unlink(&owner.uid, uid);
@@ -149,35 +161,66 @@ impl Graph {
     }
 
     fn dependents_of(&self, owner: &str) -> Vec<String> {
-        self.dependents.get(owner).into_iter().flatten().cloned().collect()
+        self.dependents
+            .get(owner)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 
     fn step(&self, uid: &str) -> Step {
-        let Some(object) = self.objects.get(uid) else { return Step::Nothing };
-        let dependents: Vec<&Object> =
-            self.dependents_of(uid).iter().filter_map(|uid| self.objects.get(uid)).collect();
+        let Some(object) = self.objects.get(uid) else {
+            return Step::Nothing;
+        };
+        let dependents: Vec<&Object> = self
+            .dependents_of(uid)
+            .iter()
+            .filter_map(|uid| self.objects.get(uid))
+            .collect();
         if object.deleting && object.has(ORPHAN) {
-            return Step::Orphan { owner: object.clone(), dependents: dependents.into_iter().cloned().collect() };
+            return Step::Orphan {
+                owner: object.clone(),
+                dependents: dependents.into_iter().cloned().collect(),
+            };
         }
         if object.deleting && object.has(FOREGROUND) {
             let blocks = |dependent: &Object| {
-                dependent.owners.iter().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
+                dependent
+                    .owners
+                    .iter()
+                    .any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
             };
             let blocking: Vec<Object> = dependents.into_iter().filter(|d| blocks(d)).cloned().collect();
             return if blocking.is_empty() {
-                Step::Finalize { object: object.clone(), finalizer: FOREGROUND }
+                Step::Finalize {
+                    object: object.clone(),
+                    finalizer: FOREGROUND,
+                }
             } else {
-                Step::DeleteAll(blocking.into_iter().filter(|dependent| !dependent.deleting).collect())
+                Step::DeleteAll(
+                    blocking
+                        .into_iter()
+                        .filter(|dependent| !dependent.deleting)
+                        .collect(),
+                )
             };
         }
         if object.deleting || object.owners.is_empty() || !self.loading.is_empty() {
             return Step::Nothing;
         }
-        let unsure = object.owners.iter().any(|owner| match self.objects.get(&owner.uid) {
-            None => true,
-            Some(owner) => owner.deleting && owner.has(FOREGROUND),
-        });
-        if unsure { Step::CheckOwners(object.clone()) } else { Step::Nothing }
+        let unsure = object
+            .owners
+            .iter()
+            .any(|owner| match self.objects.get(&owner.uid) {
+                None => true,
+                Some(owner) => owner.deleting && owner.has(FOREGROUND),
+            });
+        if unsure {
+            Step::CheckOwners(object.clone())
+        } else {
+            Step::Nothing
+        }
     }
 }
 
@@ -187,8 +230,14 @@ enum Step {
     /// At least one owner seems gone or waits for its dependents.
     CheckOwners(Object),
     DeleteAll(Vec<Object>),
-    Finalize { object: Object, finalizer: &'static str },
-    Orphan { owner: Object, dependents: Vec<Object> },
+    Finalize {
+        object: Object,
+        finalizer: &'static str,
+    },
+    Orphan {
+        owner: Object,
+        dependents: Vec<Object>,
+    },
 }
 
 struct Collector {
@@ -199,11 +248,23 @@ struct Collector {
 
 async fn run(context: Context, kinds: Vec<(ApiResource, Scope)>) {
     let queue: WorkQueue<String> = WorkQueue::new();
-    let graph = Graph { loading: (0..kinds.len()).collect(), ..Graph::default() };
-    let collector = Arc::new(Collector { context: context.clone(), kinds, graph: Mutex::new(graph) });
+    let graph = Graph {
+        loading: (0..kinds.len()).collect(),
+        ..Graph::default()
+    };
+    let collector = Arc::new(Collector {
+        context: context.clone(),
+        kinds,
+        graph: Mutex::new(graph),
+    });
     for kind in 0..collector.kinds.len() {
         let (collector, queue) = (collector.clone(), queue.clone());
-        context.shutdown.spawn_until_cancelled("garbage watch", async move { collector.watch(kind, &queue).await });
+        context
+            .shutdown
+            .spawn_until_cancelled(
+                "garbage watch",
+                async move { collector.watch(kind, &queue).await },
+            );
     }
     queue
         .run(4, &context.shutdown, |uid| {
@@ -237,7 +298,8 @@ impl Collector {
     }
 
     async fn watch(&self, kind: usize, queue: &WorkQueue<String>) {
-        let mut events = std::pin::pin!(watcher(self.metadata(kind), watcher::Config::default()).default_backoff());
+        let mut events =
+            std::pin::pin!(watcher(self.metadata(kind), watcher::Config::default()).default_backoff());
         let mut fresh: BTreeSet<String> = BTreeSet::new();
         while let Some(event) = events.next().await {
             let look_at = match event {
@@ -266,7 +328,9 @@ impl Collector {
                 Vec::new()
             }
             watcher::Event::InitApply(object) => {
-                let Some(object) = Object::new(kind, &object.metadata) else { return Vec::new() };
+                let Some(object) = Object::new(kind, &object.metadata) else {
+                    return Vec::new();
+                };
                 fresh.insert(object.uid.clone());
                 graph.put(object)
             }
@@ -280,16 +344,24 @@ impl Collector {
                 let mut look_at: Vec<String> = gone.iter().flat_map(|uid| graph.remove(uid)).collect();
                 fresh.clear();
                 if graph.loading.remove(&kind) && graph.loading.is_empty() {
-                    look_at.extend(graph.objects.values().filter(|o| !o.owners.is_empty()).map(|o| o.uid.clone()));
+                    look_at.extend(
+                        graph
+                            .objects
+                            .values()
+                            .filter(|o| !o.owners.is_empty())
+                            .map(|o| o.uid.clone()),
+                    );
                 }
                 look_at
             }
-            watcher::Event::Apply(object) => {
-                Object::new(kind, &object.metadata).map(|object| graph.put(object)).unwrap_or_default()
-            }
-            watcher::Event::Delete(object) => {
-                object.metadata.uid.map(|uid| graph.remove(&uid)).unwrap_or_default()
-            }
+            watcher::Event::Apply(object) => Object::new(kind, &object.metadata)
+                .map(|object| graph.put(object))
+                .unwrap_or_default(),
+            watcher::Event::Delete(object) => object
+                .metadata
+                .uid
+                .map(|uid| graph.remove(&uid))
+                .unwrap_or_default(),
         }
     }
 
@@ -301,7 +373,11 @@ impl Collector {
             Step::DeleteAll(objects) => {
                 for object in objects {
                     let owns = !self.graph.lock().dependents_of(&object.uid).is_empty();
-                    let policy = if owns { PropagationPolicy::Foreground } else { PropagationPolicy::Background };
+                    let policy = if owns {
+                        PropagationPolicy::Foreground
+                    } else {
+                        PropagationPolicy::Background
+                    };
                     self.delete(&object, Some(policy)).await?;
                 }
             }
@@ -329,7 +405,11 @@ impl Collector {
         }
         if solid > 0 {
             dangling.extend(waiting);
-            return if dangling.is_empty() { Ok(()) } else { self.drop_owners(object, &dangling).await };
+            return if dangling.is_empty() {
+                Ok(())
+            } else {
+                self.drop_owners(object, &dangling).await
+            };
         }
         let owns = !self.graph.lock().dependents_of(&object.uid).is_empty();
         let policy = match (waiting.is_empty(), owns) {
@@ -345,19 +425,33 @@ impl Collector {
     async fn owner_state(&self, object: &Object, owner: &OwnerReference) -> Result<OwnerState, Error> {
         if let Some(known) = self.graph.lock().objects.get(&owner.uid) {
             let waits = known.deleting && known.has(FOREGROUND);
-            return Ok(if waits { OwnerState::WaitsForDependents } else { OwnerState::Present });
+            return Ok(if waits {
+                OwnerState::WaitsForDependents
+            } else {
+                OwnerState::Present
+            });
         }
         let kind = self
             .kinds
             .iter()
-            .position(|(resource, _)| resource.api_version == owner.api_version && resource.kind == owner.kind)
+            .position(|(resource, _)| {
+                resource.api_version == owner.api_version && resource.kind == owner.kind
+            })
             .or_else(|| {
                 let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
-                self.kinds.iter().position(|(resource, _)| resource.group == group && resource.kind == owner.kind)
+                self.kinds
+                    .iter()
+                    .position(|(resource, _)| resource.group == group && resource.kind == owner.kind)
             });
         // A kind that is not served: leave the object alone rather than guess.
-        let Some(kind) = kind else { return Ok(OwnerState::Present) };
-        match self.within(kind, object.namespace.as_deref()).get_metadata(&owner.name).await {
+        let Some(kind) = kind else {
+            return Ok(OwnerState::Present);
+        };
+        match self
+            .within(kind, object.namespace.as_deref())
+            .get_metadata(&owner.name)
+            .await
+        {
             Ok(found) if found.metadata.uid.as_deref() == Some(owner.uid.as_str()) => Ok(OwnerState::Present),
             Ok(_) => Ok(OwnerState::Gone),
             Err(error) if is_gone(&error) => Ok(OwnerState::Gone),
@@ -368,21 +462,39 @@ impl Collector {
     async fn delete(&self, object: &Object, policy: Option<PropagationPolicy>) -> Result<(), Error> {
         let params = DeleteParams {
             propagation_policy: policy,
-            preconditions: Some(Preconditions { uid: Some(object.uid.clone()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(object.uid.clone()),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         settled(self.of(object).delete(&object.name, &params).await.map(drop))
     }
 
     async fn finalize(&self, object: &Object, finalizer: &str) -> Result<(), Error> {
-        let left: Vec<&String> = object.finalizers.iter().filter(|have| *have != finalizer).collect();
-        self.patch(object, json!({"metadata": {"uid": object.uid, "finalizers": left}})).await
+        let left: Vec<&String> = object
+            .finalizers
+            .iter()
+            .filter(|have| *have != finalizer)
+            .collect();
+        self.patch(
+            object,
+            json!({"metadata": {"uid": object.uid, "finalizers": left}}),
+        )
+        .await
     }
 
     async fn drop_owners(&self, object: &Object, uids: &[&str]) -> Result<(), Error> {
-        let left: Vec<&OwnerReference> =
-            object.owners.iter().filter(|owner| !uids.contains(&owner.uid.as_str())).collect();
-        self.patch(object, json!({"metadata": {"uid": object.uid, "ownerReferences": left}})).await
+        let left: Vec<&OwnerReference> = object
+            .owners
+            .iter()
+            .filter(|owner| !uids.contains(&owner.uid.as_str()))
+            .collect();
+        self.patch(
+            object,
+            json!({"metadata": {"uid": object.uid, "ownerReferences": left}}),
+        )
+        .await
     }
 
     async fn patch(&self, object: &Object, mut patch: serde_json::Value) -> Result<(), Error> {
@@ -402,7 +514,12 @@ impl Collector {
             };
         }
         patch["metadata"]["resourceVersion"] = json!(current.metadata.resource_version);
-        settled(self.of(object).patch(&object.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop))
+        settled(
+            self.of(object)
+                .patch(&object.name, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+                .map(drop),
+        )
     }
 }
 
@@ -457,7 +574,10 @@ mod tests {
 
     #[test]
     fn nothing_is_judged_before_all_kinds_are_known() {
-        let mut graph = Graph { loading: [1].into(), ..Graph::default() };
+        let mut graph = Graph {
+            loading: [1].into(),
+            ..Graph::default()
+        };
         graph.put(object("child", &["owner-of-another-kind"], &[], false));
         assert_eq!(graph.step("child"), Step::Nothing);
         graph.loading.clear();
@@ -473,7 +593,13 @@ mod tests {
         graph.put(object("child", &["owner"], &[], true));
         assert_eq!(graph.step("owner"), Step::DeleteAll(Vec::new()));
         assert_eq!(graph.remove("child"), ["owner"]);
-        assert!(matches!(graph.step("owner"), Step::Finalize { finalizer: FOREGROUND, .. }));
+        assert!(matches!(
+            graph.step("owner"),
+            Step::Finalize {
+                finalizer: FOREGROUND,
+                ..
+            }
+        ));
     }
 
     #[test]

@@ -38,7 +38,12 @@ pub trait CertificateSigner: Send + Sync + 'static {
     fn subject(&self, request_pem: &str) -> Option<(String, Vec<String>)>;
     /// Signs a PEM request for a client certificate and returns the PEM chain.
     /// `common_name` and `organizations` are what the request must ask for.
-    fn sign_client(&self, request_pem: &str, common_name: &str, organizations: &[String]) -> Result<String, String>;
+    fn sign_client(
+        &self,
+        request_pem: &str,
+        common_name: &str,
+        organizations: &[String],
+    ) -> Result<String, String>;
 }
 
 /// What the loops need to know about the cluster.
@@ -114,18 +119,25 @@ impl Context {
         keys: impl Fn(&Change<K>) -> Vec<String> + Send + 'static,
     ) {
         let (mut changes, queue) = (informer.subscribe(), queue.clone());
-        self.shutdown.spawn_until_cancelled("controller feed", async move {
-            while let Some(change) = changes.next().await {
-                for key in keys(&change) {
-                    queue.add(key);
+        self.shutdown
+            .spawn_until_cancelled("controller feed", async move {
+                while let Some(change) = changes.next().await {
+                    for key in keys(&change) {
+                        queue.add(key);
+                    }
                 }
-            }
-        });
+            });
     }
 
     /// Runs a loop: waits until its informers are complete, then works its queue.
-    fn work<S, W, F>(&self, name: &'static str, queue: WorkQueue<String>, workers: usize, ready: S, reconcile: W)
-    where
+    fn work<S, W, F>(
+        &self,
+        name: &'static str,
+        queue: WorkQueue<String>,
+        workers: usize,
+        ready: S,
+        reconcile: W,
+    ) where
         S: Future<Output = ()> + Send + 'static,
         W: Fn(String) -> F + Send + Sync + 'static,
         F: Future<Output = Outcome> + Send,

@@ -38,19 +38,29 @@ pub fn start(context: &Context) {
         Change::Applied { .. } => Vec::new(),
     });
     let (ready, context_) = (namespaces.clone(), Arc::new(context.clone()));
-    context.work("namespaces", queue, 4, async move { ready.synced().await }, move |name| {
-        let (context, namespaces) = (context_.clone(), namespaces.clone());
-        async move {
-            match namespaces.get(&name) {
-                Some(namespace) if is_terminating(&namespace) => finish(&context, &namespace).await,
-                _ => Ok(None),
+    context.work(
+        "namespaces",
+        queue,
+        4,
+        async move { ready.synced().await },
+        move |name| {
+            let (context, namespaces) = (context_.clone(), namespaces.clone());
+            async move {
+                match namespaces.get(&name) {
+                    Some(namespace) if is_terminating(&namespace) => finish(&context, &namespace).await,
+                    _ => Ok(None),
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 fn is_terminating(namespace: &Namespace) -> bool {
-    let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.as_deref()).unwrap_or_default();
+    let finalizers = namespace
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.finalizers.as_deref())
+        .unwrap_or_default();
     namespace.metadata.deletion_timestamp.is_some() && finalizers.iter().any(|name| name == FINALIZER)
 }
 
@@ -69,7 +79,9 @@ async fn finish(context: &Context, namespace: &Namespace) -> Outcome {
     }
     let mut finalized = namespace.clone();
     if let Some(spec) = &mut finalized.spec {
-        spec.finalizers.get_or_insert_default().retain(|finalizer| finalizer != FINALIZER);
+        spec.finalizers
+            .get_or_insert_default()
+            .retain(|finalizer| finalizer != FINALIZER);
     }
     finalized.metadata.resource_version = None;
     let body = serde_json::to_vec(&finalized).map_err(|error| Error::Other(error.to_string()))?;
@@ -124,7 +136,8 @@ async fn empty(
         return Ok(());
     }
     if capabilities.supports_operation(verbs::DELETE_COLLECTION) {
-        api.delete_collection(&DeleteParams::background(), &ListParams::default()).await?;
+        api.delete_collection(&DeleteParams::background(), &ListParams::default())
+            .await?;
     } else {
         for object in &present {
             let name = object.metadata.name.as_deref().unwrap_or_default();
@@ -142,7 +155,10 @@ async fn empty(
             format!("{}.{}", resource.plural, resource.group)
         };
         *left.objects.entry(name).or_default() += present.len();
-        for finalizer in present.iter().flat_map(|object| object.metadata.finalizers.iter().flatten()) {
+        for finalizer in present
+            .iter()
+            .flat_map(|object| object.metadata.finalizers.iter().flatten())
+        {
             *left.finalizers.entry(finalizer.clone()).or_default() += 1;
         }
     }
@@ -155,20 +171,57 @@ async fn remaining(api: &Api<DynamicObject>) -> Result<Vec<PartialObjectMeta<Dyn
 
 fn conditions(left: &Remains, old: &[NamespaceCondition], now: jiff::Timestamp) -> Vec<NamespaceCondition> {
     let list = |map: &BTreeMap<String, usize>, unit: &str| {
-        map.iter().map(|(name, count)| format!("{name} {unit} {count} resource instances")).collect::<Vec<_>>().join(", ")
+        map.iter()
+            .map(|(name, count)| format!("{name} {unit} {count} resource instances"))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     let content = (!left.objects.is_empty())
         .then(|| format!("Some resources are remaining: {}", list(&left.objects, "has")));
-    let finalizers = (!left.finalizers.is_empty())
-        .then(|| format!("Some content in the namespace has finalizers remaining: {}", list(&left.finalizers, "in")));
-    let failures = (!left.failed.is_empty())
-        .then(|| format!("Failed to delete all resource types, {} remaining: {}", left.failed.len(), left.failed.join(", ")));
+    let finalizers = (!left.finalizers.is_empty()).then(|| {
+        format!(
+            "Some content in the namespace has finalizers remaining: {}",
+            list(&left.finalizers, "in")
+        )
+    });
+    let failures = (!left.failed.is_empty()).then(|| {
+        format!(
+            "Failed to delete all resource types, {} remaining: {}",
+            left.failed.len(),
+            left.failed.join(", ")
+        )
+    });
     let table = [
-        ("NamespaceDeletionDiscoveryFailure", None, "ResourcesDiscovered", "All resources successfully discovered"),
-        ("NamespaceDeletionGroupVersionParsingFailure", None, "ParsedGroupVersions", "All legacy kube types successfully parsed"),
-        ("NamespaceDeletionContentFailure", failures.map(|m| ("ContentDeletionFailed", m)), "ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
-        ("NamespaceContentRemaining", content.map(|m| ("SomeResourcesRemain", m)), "ContentRemoved", "All content successfully removed"),
-        ("NamespaceFinalizersRemaining", finalizers.map(|m| ("SomeFinalizersRemain", m)), "ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+        (
+            "NamespaceDeletionDiscoveryFailure",
+            None,
+            "ResourcesDiscovered",
+            "All resources successfully discovered",
+        ),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            None,
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed",
+        ),
+        (
+            "NamespaceDeletionContentFailure",
+            failures.map(|m| ("ContentDeletionFailed", m)),
+            "ContentDeleted",
+            "All content successfully deleted, may be waiting on finalization",
+        ),
+        (
+            "NamespaceContentRemaining",
+            content.map(|m| ("SomeResourcesRemain", m)),
+            "ContentRemoved",
+            "All content successfully removed",
+        ),
+        (
+            "NamespaceFinalizersRemaining",
+            finalizers.map(|m| ("SomeFinalizersRemain", m)),
+            "ContentHasNoFinalizers",
+            "All content-preserving finalizers finished",
+        ),
     ];
     table
         .into_iter()
@@ -177,27 +230,38 @@ fn conditions(left: &Remains, old: &[NamespaceCondition], now: jiff::Timestamp) 
                 Some((reason, message)) => ("True", reason, message),
                 None => ("False", good_reason, good_message.to_owned()),
             };
-            let before = old.iter().find(|condition| condition.type_ == kind && condition.status == status);
+            let before = old
+                .iter()
+                .find(|condition| condition.type_ == kind && condition.status == status);
             NamespaceCondition {
                 type_: kind.to_owned(),
                 status: status.to_owned(),
                 reason: Some(reason.to_owned()),
                 message: Some(message),
-                last_transition_time: before.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
+                last_transition_time: before
+                    .and_then(|c| c.last_transition_time.clone())
+                    .or(Some(Time(now))),
             }
         })
         .collect()
 }
 
 async fn tell(context: &Context, namespace: &Namespace, left: &Remains) -> Result<(), Error> {
-    let old = namespace.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let old = namespace
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
     let new = conditions(left, old, context.now());
     if new == old {
         return Ok(());
     }
     let name = namespace.metadata.name.as_deref().unwrap_or_default();
     let patch = Patch::Merge(json!({"status": {"phase": "Terminating", "conditions": new}}));
-    match Api::<Namespace>::all(context.client.clone()).patch_status(name, &PatchParams::default(), &patch).await {
+    match Api::<Namespace>::all(context.client.clone())
+        .patch_status(name, &PatchParams::default(), &patch)
+        .await
+    {
         Err(error) if !is_gone(&error) => Err(error.into()),
         _ => Ok(()),
     }
@@ -211,12 +275,19 @@ mod tests {
     fn conditions_tell_what_remains() {
         let now = jiff::Timestamp::UNIX_EPOCH;
         let mut left = Remains::default();
-        assert!(conditions(&left, &[], now).iter().all(|condition| condition.status == "False"));
+        assert!(
+            conditions(&left, &[], now)
+                .iter()
+                .all(|condition| condition.status == "False")
+        );
         left.objects.insert("pods.".to_owned(), 2);
         left.finalizers.insert("example.com/wait".to_owned(), 1);
         let told = conditions(&left, &[], now);
-        let bad: Vec<&str> =
-            told.iter().filter(|c| c.status == "True").filter_map(|c| c.message.as_deref()).collect();
+        let bad: Vec<&str> = told
+            .iter()
+            .filter(|c| c.status == "True")
+            .filter_map(|c| c.message.as_deref())
+            .collect();
         assert_eq!(
             bad,
             [

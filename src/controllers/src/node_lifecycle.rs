@@ -37,7 +37,11 @@ const CONDITION_TAINTS: [(&str, &str, &str); 6] = [
     ("MemoryPressure", "True", "node.kubernetes.io/memory-pressure"),
     ("DiskPressure", "True", "node.kubernetes.io/disk-pressure"),
     ("PIDPressure", "True", "node.kubernetes.io/pid-pressure"),
-    ("NetworkUnavailable", "True", "node.kubernetes.io/network-unavailable"),
+    (
+        "NetworkUnavailable",
+        "True",
+        "node.kubernetes.io/network-unavailable",
+    ),
 ];
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
@@ -48,14 +52,21 @@ type Heard = Arc<Mutex<HashMap<String, Instant>>>;
 pub fn start(context: &Context) {
     let nodes: Informer<Node> = context.informers.get();
     let pods: Informer<Pod> = context.informers.get();
-    let selection = Selection { namespace: Some(LEASES.to_owned()), ..Selection::default() };
+    let selection = Selection {
+        namespace: Some(LEASES.to_owned()),
+        ..Selection::default()
+    };
     let leases: Informer<Lease> = context.informers.get_with(selection);
     let heard: Heard = Arc::default();
     let queue = WorkQueue::new();
     let (clock, noted) = (context.clock.clone(), heard.clone());
     context.feed(&leases, &queue, move |change| {
-        let Change::Applied { new, .. } = change else { return Vec::new() };
-        let Some(name) = new.metadata.name.clone() else { return Vec::new() };
+        let Change::Applied { new, .. } = change else {
+            return Vec::new();
+        };
+        let Some(name) = new.metadata.name.clone() else {
+            return Vec::new();
+        };
         // A healthy node is looked at by its own timer; only one that had
         // fallen silent must be looked at now.
         let before = noted.lock().insert(name.clone(), clock.monotonic());
@@ -66,12 +77,19 @@ pub fn start(context: &Context) {
     let evictions = WorkQueue::new();
     let by_node = pods.clone();
     context.feed(&nodes, &evictions, move |change| {
-        let Change::Applied { old, new } = change else { return Vec::new() };
+        let Change::Applied { old, new } = change else {
+            return Vec::new();
+        };
         if old.as_ref().is_some_and(|old| taints(old) == taints(new)) {
             return Vec::new();
         }
         let name = new.metadata.name.as_deref();
-        by_node.list().iter().filter(|pod| node_of(pod) == name).map(|pod| key_of(&**pod)).collect()
+        by_node
+            .list()
+            .iter()
+            .filter(|pod| node_of(pod) == name)
+            .map(|pod| key_of(&**pod))
+            .collect()
     });
     context.feed(&pods, &evictions, |change| match change {
         Change::Applied { old: None, new } => vec![key_of(&**new)],
@@ -101,8 +119,12 @@ pub fn start(context: &Context) {
     context.work("taint eviction", evictions, 2, all_ready(), move |key| {
         let (context, nodes, pods) = (context_.clone(), nodes.clone(), pods.clone());
         async move {
-            let Some(pod) = pods.get(&key) else { return Ok(None) };
-            let Some(node) = node_of(&pod).and_then(|name| nodes.get(name)) else { return Ok(None) };
+            let Some(pod) = pods.get(&key) else {
+                return Ok(None);
+            };
+            let Some(node) = node_of(&pod).and_then(|name| nodes.get(name)) else {
+                return Ok(None);
+            };
             evict_if_due(&context, &pod, &node).await
         }
     });
@@ -113,7 +135,10 @@ fn node_of(pod: &Pod) -> Option<&str> {
 }
 
 fn taints(node: &Node) -> &[Taint] {
-    node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
+    node.spec
+        .as_ref()
+        .and_then(|spec| spec.taints.as_deref())
+        .unwrap_or_default()
 }
 
 async fn reconcile_node(context: &Context, node: &Node, pods: &Informer<Pod>, heard: &Heard) -> Outcome {
@@ -134,7 +159,12 @@ async fn reconcile_node(context: &Context, node: &Node, pods: &Informer<Pod>, he
 }
 
 fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
-    node.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
+    node.status
+        .as_ref()?
+        .conditions
+        .as_ref()?
+        .iter()
+        .find(|condition| condition.type_ == kind)
 }
 
 fn unknown_conditions(node: &Node, now: jiff::Timestamp) -> Vec<NodeCondition> {
@@ -166,9 +196,16 @@ async fn mark_unknown(context: &Context, node: &Node) -> Result<(), Error> {
     }
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let about = kube::Resource::object_ref(node, &());
-    context.recorder.normal(&about, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
+    context.recorder.normal(
+        &about,
+        "NodeNotReady",
+        format!("Node {name} status is now: NodeNotReady"),
+    );
     let patch = Patch::Strategic(json!({"status": {"conditions": changed}}));
-    match Api::<Node>::all(context.client.clone()).patch_status(name, &PatchParams::default(), &patch).await {
+    match Api::<Node>::all(context.client.clone())
+        .patch_status(name, &PatchParams::default(), &patch)
+        .await
+    {
         Err(error) if !is_gone(&error) => Err(error.into()),
         _ => Ok(()),
     }
@@ -208,9 +245,17 @@ fn wanted_taints(node: &Node, silent: bool, now: jiff::Timestamp) -> Vec<Taint> 
         .cloned()
         .collect();
     for (key, effect) in wanted {
-        if !result.iter().any(|taint| taint.key == key && taint.effect == effect) {
+        if !result
+            .iter()
+            .any(|taint| taint.key == key && taint.effect == effect)
+        {
             let time_added = (effect == "NoExecute").then_some(Time(now));
-            result.push(Taint { key: key.to_owned(), effect: effect.to_owned(), value: None, time_added });
+            result.push(Taint {
+                key: key.to_owned(),
+                effect: effect.to_owned(),
+                value: None,
+                time_added,
+            });
         }
     }
     result
@@ -226,7 +271,10 @@ async fn set_taints(context: &Context, node: &Node, silent: bool) -> Result<(), 
         "metadata": {"resourceVersion": node.metadata.resource_version},
         "spec": {"taints": if wanted.is_empty() { None } else { Some(wanted) }},
     }));
-    match Api::<Node>::all(context.client.clone()).patch(name, &PatchParams::default(), &patch).await {
+    match Api::<Node>::all(context.client.clone())
+        .patch(name, &PatchParams::default(), &patch)
+        .await
+    {
         // The informer will show the newer node, and it will be looked at again.
         Err(error) if !is_gone(&error) && !is_conflict(&error) => Err(error.into()),
         _ => Ok(()),
@@ -234,10 +282,16 @@ async fn set_taints(context: &Context, node: &Node, silent: bool) -> Result<(), 
 }
 
 async fn mark_pods_not_ready(context: &Context, node: &str, pods: &Informer<Pod>) -> Result<(), Error> {
-    for pod in pods.list().iter().filter(|pod| node_of(pod) == Some(node) && is_ready(pod)) {
+    for pod in pods
+        .list()
+        .iter()
+        .filter(|pod| node_of(pod) == Some(node) && is_ready(pod))
+    {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let api: Api<Pod> =
-            Api::namespaced(context.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
+        let api: Api<Pod> = Api::namespaced(
+            context.client.clone(),
+            pod.metadata.namespace.as_deref().unwrap_or_default(),
+        );
         let since = pod_condition(pod, "Ready").and_then(|condition| condition.last_probe_time.clone());
         let patch = Patch::Strategic(json!({"status": {"conditions": [{
             "type": "Ready", "status": "False", "reason": "NodeNotReady",
@@ -245,7 +299,11 @@ async fn mark_pods_not_ready(context: &Context, node: &str, pods: &Informer<Pod>
         }]}}));
         match api.patch_status(name, &PatchParams::default(), &patch).await {
             Err(error) if !is_gone(&error) => return Err(error.into()),
-            _ => context.recorder.warning(&kube::Resource::object_ref(&**pod, &()), "NodeNotReady", "Node is not ready"),
+            _ => context.recorder.warning(
+                &kube::Resource::object_ref(&**pod, &()),
+                "NodeNotReady",
+                "Node is not ready",
+            ),
         }
     }
     Ok(())
@@ -257,13 +315,20 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     (effect.is_empty() || effect == taint.effect)
         && match toleration.operator.as_deref() {
             Some("Exists") => key.is_empty() || key == taint.key,
-            _ => key == taint.key && toleration.value.clone().unwrap_or_default() == taint.value.clone().unwrap_or_default(),
+            _ => {
+                key == taint.key
+                    && toleration.value.clone().unwrap_or_default() == taint.value.clone().unwrap_or_default()
+            }
         }
 }
 
 /// When a pod must leave a node with these taints: `None` never, else the time.
 fn eviction_time(pod: &Pod, taints: &[Taint], now: jiff::Timestamp) -> Option<jiff::Timestamp> {
-    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+    let tolerations = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.tolerations.as_deref())
+        .unwrap_or_default();
     taints
         .iter()
         .filter(|taint| taint.effect == "NoExecute")
@@ -273,8 +338,13 @@ fn eviction_time(pod: &Pod, taints: &[Taint], now: jiff::Timestamp) -> Option<ji
             if matching.is_empty() {
                 return Some(since);
             }
-            let seconds = matching.iter().filter_map(|toleration| toleration.toleration_seconds).min()?;
-            since.checked_add(jiff::SignedDuration::from_secs(seconds.max(0))).ok()
+            let seconds = matching
+                .iter()
+                .filter_map(|toleration| toleration.toleration_seconds)
+                .min()?;
+            since
+                .checked_add(jiff::SignedDuration::from_secs(seconds.max(0)))
+                .ok()
         })
         .min()
 }
@@ -284,17 +354,29 @@ async fn evict_if_due(context: &Context, pod: &Pod, node: &Node) -> Outcome {
         return Ok(None);
     }
     let now = context.now();
-    let Some(at) = eviction_time(pod, taints(node), now) else { return Ok(None) };
-    if let Some(left) = Duration::try_from(at.duration_since(now)).ok().filter(|left| !left.is_zero()) {
+    let Some(at) = eviction_time(pod, taints(node), now) else {
+        return Ok(None);
+    };
+    if let Some(left) = Duration::try_from(at.duration_since(now))
+        .ok()
+        .filter(|left| !left.is_zero())
+    {
         return Ok(Some(left));
     }
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let about = kube::Resource::object_ref(pod, &());
-    context.recorder.normal(&about, "TaintManagerEviction", format!("Marking for deletion Pod {namespace}/{name}"));
+    context.recorder.normal(
+        &about,
+        "TaintManagerEviction",
+        format!("Marking for deletion Pod {namespace}/{name}"),
+    );
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: pod.metadata.uid.clone(),
+            resource_version: None,
+        }),
         ..DeleteParams::default()
     };
     match api.delete(name, &params).await {
@@ -309,14 +391,20 @@ mod tests {
 
     fn node(ready: &str) -> Node {
         let mut node = Node::default();
-        let condition =
-            NodeCondition { type_: "Ready".to_owned(), status: ready.to_owned(), ..NodeCondition::default() };
+        let condition = NodeCondition {
+            type_: "Ready".to_owned(),
+            status: ready.to_owned(),
+            ..NodeCondition::default()
+        };
         node.status.get_or_insert_default().conditions = Some(vec![condition]);
         node
     }
 
     fn keys(taints: &[Taint]) -> Vec<(&str, &str)> {
-        taints.iter().map(|taint| (taint.key.as_str(), taint.effect.as_str())).collect()
+        taints
+            .iter()
+            .map(|taint| (taint.key.as_str(), taint.effect.as_str()))
+            .collect()
     }
 
     #[test]
@@ -324,15 +412,28 @@ mod tests {
         let now = jiff::Timestamp::UNIX_EPOCH;
         assert!(wanted_taints(&node("True"), false, now).is_empty());
         let not_ready = wanted_taints(&node("False"), false, now);
-        assert_eq!(keys(&not_ready), [(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")]);
+        assert_eq!(
+            keys(&not_ready),
+            [(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")]
+        );
         let silent = wanted_taints(&node("True"), true, now);
-        assert_eq!(keys(&silent), [(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]);
+        assert_eq!(
+            keys(&silent),
+            [(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]
+        );
         let mut back = node("True");
         let mut all = not_ready;
-        all.push(Taint { key: "mine".to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() });
+        all.push(Taint {
+            key: "mine".to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        });
         back.spec.get_or_insert_default().taints = Some(all);
         back.spec.get_or_insert_default().unschedulable = Some(true);
-        assert_eq!(keys(&wanted_taints(&back, false, now)), [("mine", "NoSchedule"), (UNSCHEDULABLE, "NoSchedule")]);
+        assert_eq!(
+            keys(&wanted_taints(&back, false, now)),
+            [("mine", "NoSchedule"), (UNSCHEDULABLE, "NoSchedule")]
+        );
     }
 
     #[test]
@@ -345,7 +446,10 @@ mod tests {
             time_added: Some(Time(start)),
         };
         let mut pod = Pod::default();
-        assert_eq!(eviction_time(&pod, std::slice::from_ref(&taint), start), Some(start));
+        assert_eq!(
+            eviction_time(&pod, std::slice::from_ref(&taint), start),
+            Some(start)
+        );
         let tolerate = |seconds| Toleration {
             key: Some(UNREACHABLE.to_owned()),
             operator: Some("Exists".to_owned()),

@@ -5,12 +5,20 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 
 /// The reference of the controller that owns an object.
 pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
-    meta.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true))
+    meta.owner_references
+        .as_ref()?
+        .iter()
+        .find(|owner| owner.controller == Some(true))
 }
 
 /// The condition of this type of a pod.
 pub fn pod_condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
-    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
+    pod.status
+        .as_ref()?
+        .conditions
+        .as_ref()?
+        .iter()
+        .find(|condition| condition.type_ == kind)
 }
 
 /// Whether a pod is Ready.
@@ -26,7 +34,10 @@ pub fn ready_since(pod: &Pod) -> Option<jiff::Timestamp> {
 
 /// The phase of a pod, `Pending` when it has none yet.
 pub fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+    pod.status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .unwrap_or("Pending")
 }
 
 /// Whether a pod has ended for good.
@@ -39,17 +50,25 @@ pub fn is_finished(pod: &Pod) -> bool {
 pub fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
     let text = serde_json::to_vec(template).unwrap_or_default();
     let mut hash: u32 = 0x811c_9dc5;
-    for byte in text.into_iter().chain(collisions.into_iter().flat_map(i32::to_le_bytes)) {
+    for byte in text
+        .into_iter()
+        .chain(collisions.into_iter().flat_map(i32::to_le_bytes))
+    {
         hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     }
-    hash.to_string().bytes().map(|digit| char::from(NAME_ALPHABET[usize::from(digit) % NAME_ALPHABET.len()])).collect()
+    hash.to_string()
+        .bytes()
+        .map(|digit| char::from(NAME_ALPHABET[usize::from(digit) % NAME_ALPHABET.len()]))
+        .collect()
 }
 
 const NAME_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// A random suffix for a generated name.
 pub fn random_suffix() -> String {
-    (0..5).map(|_| char::from(NAME_ALPHABET[rand::random_range(0..NAME_ALPHABET.len())])).collect()
+    (0..5)
+        .map(|_| char::from(NAME_ALPHABET[rand::random_range(0..NAME_ALPHABET.len())]))
+        .collect()
 }
 
 /// A name generated from `prefix` that fits a label value, as the API server's
@@ -69,7 +88,10 @@ mod tests {
         let first = template_hash(&template, None);
         assert_eq!(first, template_hash(&template, None));
         assert_ne!(first, template_hash(&template, Some(1)));
-        template.spec = Some(k8s_openapi::api::core::v1::PodSpec { host_network: Some(true), ..Default::default() });
+        template.spec = Some(k8s_openapi::api::core::v1::PodSpec {
+            host_network: Some(true),
+            ..Default::default()
+        });
         assert_ne!(first, template_hash(&template, None));
     }
 }

@@ -35,7 +35,12 @@ pub fn start(context: &Context) {
     context.feed(&nodes, &queue, move |change| match change {
         Change::Deleted(node) => {
             let name = node.metadata.name.as_deref();
-            of_node.list().iter().filter(|pod| node_of(pod) == name).map(|pod| key_of(&**pod)).collect()
+            of_node
+                .list()
+                .iter()
+                .filter(|pod| node_of(pod) == name)
+                .map(|pod| key_of(&**pod))
+                .collect()
         }
         Change::Applied { .. } => Vec::new(),
     });
@@ -45,9 +50,11 @@ pub fn start(context: &Context) {
         ready_nodes.synced().await;
     };
     let context_ = Arc::new(context.clone());
-    let missing: Arc<parking_lot::Mutex<std::collections::HashMap<String, std::time::Instant>>> = Arc::default();
+    let missing: Arc<parking_lot::Mutex<std::collections::HashMap<String, std::time::Instant>>> =
+        Arc::default();
     context.work("pod clean-up", queue, 1, ready, move |key| {
-        let (context, pods, nodes, missing) = (context_.clone(), pods.clone(), nodes.clone(), missing.clone());
+        let (context, pods, nodes, missing) =
+            (context_.clone(), pods.clone(), nodes.clone(), missing.clone());
         async move {
             if key == FINISHED {
                 for pod in surplus(pods.list()) {
@@ -55,10 +62,16 @@ pub fn start(context: &Context) {
                 }
                 return Ok(None);
             }
-            let Some(pod) = pods.get(&key) else { return Ok(None) };
+            let Some(pod) = pods.get(&key) else {
+                return Ok(None);
+            };
             let Some(node) = node_of(&pod) else {
                 let deleted = pod.metadata.deletion_timestamp.is_some();
-                return if deleted { remove(&context, &pod, None).await } else { Ok(None) };
+                return if deleted {
+                    remove(&context, &pod, None).await
+                } else {
+                    Ok(None)
+                };
             };
             if nodes.get(node).is_some() {
                 missing.lock().remove(node);
@@ -75,7 +88,11 @@ pub fn start(context: &Context) {
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+    pod.spec
+        .as_ref()?
+        .node_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
 }
 
 fn surplus(pods: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
@@ -88,22 +105,30 @@ fn surplus(pods: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
 
 async fn remove(context: &Context, pod: &Pod, disrupted: Option<&str>) -> Outcome {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let api: Api<Pod> =
-        Api::namespaced(context.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
+    let api: Api<Pod> = Api::namespaced(
+        context.client.clone(),
+        pod.metadata.namespace.as_deref().unwrap_or_default(),
+    );
     if let Some(message) = disrupted.filter(|_| !is_finished(pod)) {
         let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(context.now());
         let patch = json!({"status": {"phase": "Failed", "conditions": [{
             "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
             "message": message, "lastTransitionTime": now,
         }]}});
-        match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        match api
+            .patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await
+        {
             Err(error) if !is_gone(&error) => return Err(error.into()),
             _ => {}
         }
     }
     let params = DeleteParams {
         grace_period_seconds: Some(0),
-        preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: pod.metadata.uid.clone(),
+            resource_version: None,
+        }),
         ..DeleteParams::default()
     };
     match api.delete(name, &params).await {

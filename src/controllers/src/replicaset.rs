@@ -34,7 +34,9 @@ pub fn start(context: &Context) {
     let expectations = Arc::new(Expectations::default());
     context.feed(&sets, &queue, |change| vec![key_of(&**change.object())]);
     let (ticked, orphans) = (expectations.clone(), sets.clone());
-    context.feed(&pods, &queue, move |change| owners_to_look_at(change, &ticked, &orphans));
+    context.feed(&pods, &queue, move |change| {
+        owners_to_look_at(change, &ticked, &orphans)
+    });
     let ready = {
         let (sets, pods, nodes) = (sets.clone(), pods.clone(), nodes.clone());
         async move {
@@ -43,14 +45,23 @@ pub fn start(context: &Context) {
             nodes.synced().await;
         }
     };
-    let this = Arc::new(Loop { context: context.clone(), sets, pods, expectations });
+    let this = Arc::new(Loop {
+        context: context.clone(),
+        sets,
+        pods,
+        expectations,
+    });
     context.work("replica sets", queue, 4, ready, move |key| {
         let this = this.clone();
         async move { this.reconcile(&key).await }
     });
 }
 
-fn owners_to_look_at(change: &Change<Pod>, expectations: &Expectations, sets: &Informer<ReplicaSet>) -> Vec<String> {
+fn owners_to_look_at(
+    change: &Change<Pod>,
+    expectations: &Expectations,
+    sets: &Informer<ReplicaSet>,
+) -> Vec<String> {
     let mut keys = Vec::new();
     let mut look_at = |pod: &Pod| {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -60,7 +71,12 @@ fn owners_to_look_at(change: &Change<Pod>, expectations: &Expectations, sets: &I
             None => keys.extend(
                 sets.list_in(namespace)
                     .iter()
-                    .filter(|set| selects(Some(&set.spec.clone().unwrap_or_default().selector), pod.metadata.labels.as_ref()))
+                    .filter(|set| {
+                        selects(
+                            Some(&set.spec.clone().unwrap_or_default().selector),
+                            pod.metadata.labels.as_ref(),
+                        )
+                    })
                     .map(|set| key_of(&**set)),
             ),
         }
@@ -98,12 +114,17 @@ struct Loop {
 
 impl Loop {
     async fn reconcile(&self, key: &str) -> Outcome {
-        let Some(set) = self.sets.get(key) else { return Ok(None) };
+        let Some(set) = self.sets.get(key) else {
+            return Ok(None);
+        };
         let namespace = set.metadata.namespace.clone().unwrap_or_default();
         let owned = self.claim(&set, &namespace).await?;
         let active: Vec<Arc<Pod>> = owned.iter().filter(|pod| !is_finished(pod)).cloned().collect();
-        let alive: Vec<Arc<Pod>> =
-            active.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).cloned().collect();
+        let alive: Vec<Arc<Pod>> = active
+            .iter()
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+            .cloned()
+            .collect();
         let waiting = self.expectations.wait(key, self.context.clock.monotonic());
         let mut failure = None;
         if waiting.is_none() && set.metadata.deletion_timestamp.is_none() {
@@ -126,10 +147,8 @@ impl Loop {
             let matches = selects(selector, pod.metadata.labels.as_ref());
             match controller_of(&pod.metadata) {
                 Some(owner) if owner.uid == uid && matches => mine.push(pod),
-                Some(owner) if owner.uid == uid => {
-                    if set.metadata.deletion_timestamp.is_none() {
-                        self.release(set, &pod).await?;
-                    }
+                Some(owner) if owner.uid == uid && set.metadata.deletion_timestamp.is_none() => {
+                    self.release(set, &pod).await?;
                 }
                 None if matches
                     && set.metadata.deletion_timestamp.is_none()
@@ -159,7 +178,10 @@ impl Loop {
     async fn patch_pod(&self, pod: &Pod, patch: serde_json::Value) -> Result<(), Error> {
         let api = self.pod_api(pod.metadata.namespace.as_deref());
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        match api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        match api
+            .patch(name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await
+        {
             Err(error) if !is_gone(&error) => Err(error.into()),
             _ => Ok(()),
         }
@@ -188,7 +210,8 @@ impl Loop {
             let results = futures::future::join_all((0..now).map(|_| async {
                 let pod = new_pod(set);
                 let name = pod.metadata.name.clone().unwrap_or_default();
-                self.expectations.announce(key, &created(&name), self.context.clock.monotonic());
+                self.expectations
+                    .announce(key, &created(&name), self.context.clock.monotonic());
                 let result = api.create(&PostParams::default(), &pod).await;
                 if result.is_err() {
                     self.expectations.settle(key, &created(&name));
@@ -199,10 +222,18 @@ impl Loop {
             for result in results {
                 match result {
                     Ok(name) => {
-                        self.context.recorder.normal(&about, "SuccessfulCreate", format!("Created pod: {name}"));
+                        self.context.recorder.normal(
+                            &about,
+                            "SuccessfulCreate",
+                            format!("Created pod: {name}"),
+                        );
                     }
                     Err(error) => {
-                        self.context.recorder.warning(&about, "FailedCreate", format!("Error creating: {}", message(&error)));
+                        self.context.recorder.warning(
+                            &about,
+                            "FailedCreate",
+                            format!("Error creating: {}", message(&error)),
+                        );
                         return Err(error.into());
                     }
                 }
@@ -220,9 +251,13 @@ impl Loop {
             let api = api.clone();
             async move {
                 let name = pod.metadata.name.clone().unwrap_or_default();
-                self.expectations.announce(key, &deleted(&name), self.context.clock.monotonic());
+                self.expectations
+                    .announce(key, &deleted(&name), self.context.clock.monotonic());
                 let params = DeleteParams {
-                    preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
+                    preconditions: Some(Preconditions {
+                        uid: pod.metadata.uid.clone(),
+                        resource_version: None,
+                    }),
                     ..DeleteParams::default()
                 };
                 let result = api.delete(&name, &params).await;
@@ -236,11 +271,17 @@ impl Loop {
         for result in results {
             match result {
                 Ok(name) => {
-                    self.context.recorder.normal(&about, "SuccessfulDelete", format!("Deleted pod: {name}"));
+                    self.context
+                        .recorder
+                        .normal(&about, "SuccessfulDelete", format!("Deleted pod: {name}"));
                 }
                 Err(error) if is_gone(&error) || is_conflict(&error) => {}
                 Err(error) => {
-                    self.context.recorder.warning(&about, "FailedDelete", format!("Error deleting: {}", message(&error)));
+                    self.context.recorder.warning(
+                        &about,
+                        "FailedDelete",
+                        format!("Error deleting: {}", message(&error)),
+                    );
                     return Err(error.into());
                 }
             }
@@ -256,15 +297,30 @@ impl Loop {
         failure: Option<&Error>,
     ) -> Result<Option<std::time::Duration>, Error> {
         let now = self.context.now();
-        let alive: Vec<&Arc<Pod>> = active.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
+        let alive: Vec<&Arc<Pod>> = active
+            .iter()
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+            .collect();
         let ready: Vec<&&Arc<Pod>> = alive.iter().filter(|pod| is_ready(pod)).collect();
-        let min_ready = set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0);
-        let waits: Vec<i64> = ready.iter().map(|pod| seconds_to_available(pod, min_ready, now)).collect();
-        let template_labels =
-            set.spec.as_ref().and_then(|spec| spec.template.as_ref()?.metadata.as_ref()?.labels.clone()).unwrap_or_default();
+        let min_ready = set
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.min_ready_seconds)
+            .unwrap_or(0);
+        let waits: Vec<i64> = ready
+            .iter()
+            .map(|pod| seconds_to_available(pod, min_ready, now))
+            .collect();
+        let template_labels = set
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.template.as_ref()?.metadata.as_ref()?.labels.clone())
+            .unwrap_or_default();
         let fully = alive.iter().filter(|pod| {
             let labels = pod.metadata.labels.as_ref();
-            template_labels.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+            template_labels
+                .iter()
+                .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
         });
         let old = set.status.clone().unwrap_or_default();
         let mut status = old.clone();
@@ -272,27 +328,41 @@ impl Loop {
         status.replicas = count(alive.len());
         status.fully_labeled_replicas = Some(count(fully.count())).filter(|n| *n > 0);
         status.ready_replicas = Some(count(ready.len())).filter(|n| *n > 0);
-        status.available_replicas = Some(count(waits.iter().filter(|wait| **wait <= 0).count())).filter(|n| *n > 0);
+        status.available_replicas =
+            Some(count(waits.iter().filter(|wait| **wait <= 0).count())).filter(|n| *n > 0);
         status.terminating_replicas = Some(count(active.len() - alive.len()));
         status.observed_generation = set.metadata.generation;
-        let mut conditions: Vec<ReplicaSetCondition> =
-            old.conditions.clone().unwrap_or_default().into_iter().filter(|c| c.type_ != "ReplicaFailure").collect();
+        let mut conditions: Vec<ReplicaSetCondition> = old
+            .conditions
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|c| c.type_ != "ReplicaFailure")
+            .collect();
         if let Some(failure) = failure {
-            let before = old.conditions.iter().flatten().find(|condition| condition.type_ == "ReplicaFailure");
+            let before = old
+                .conditions
+                .iter()
+                .flatten()
+                .find(|condition| condition.type_ == "ReplicaFailure");
             conditions.push(ReplicaSetCondition {
                 type_: "ReplicaFailure".to_owned(),
                 status: "True".to_owned(),
                 reason: Some("FailedCreate".to_owned()),
                 message: Some(failure.to_string()),
-                last_transition_time: before.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
+                last_transition_time: before
+                    .and_then(|c| c.last_transition_time.clone())
+                    .or(Some(Time(now))),
             });
         }
         status.conditions = (!conditions.is_empty()).then_some(conditions);
         if status != old {
             let mut updated = set.clone();
             updated.status = Some(status);
-            let api: Api<ReplicaSet> =
-                Api::namespaced(self.context.client.clone(), set.metadata.namespace.as_deref().unwrap_or_default());
+            let api: Api<ReplicaSet> = Api::namespaced(
+                self.context.client.clone(),
+                set.metadata.namespace.as_deref().unwrap_or_default(),
+            );
             let name = set.metadata.name.as_deref().unwrap_or_default();
             match api.replace_status(name, &PostParams::default(), &updated).await {
                 // A newer object is on its way through the informer.
@@ -330,7 +400,11 @@ fn owner_reference(set: &ReplicaSet) -> OwnerReference {
 }
 
 fn new_pod(set: &ReplicaSet) -> Pod {
-    let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
+    let template = set
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.clone())
+        .unwrap_or_default();
     let meta = template.metadata.unwrap_or_default();
     let prefix = format!("{}-", set.metadata.name.as_deref().unwrap_or_default());
     Pod {
@@ -355,7 +429,10 @@ fn new_pod(set: &ReplicaSet) -> Pod {
 fn victims(alive: &[Arc<Pod>], count: usize) -> Vec<Arc<Pod>> {
     let node = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
     let rank = |pod: &Arc<Pod>| {
-        let siblings = alive.iter().filter(|other| node(other).is_some() && node(other) == node(pod)).count();
+        let siblings = alive
+            .iter()
+            .filter(|other| node(other).is_some() && node(other) == node(pod))
+            .count();
         let phase_order = match phase(pod) {
             "Pending" => 0,
             "Unknown" => 1,
@@ -365,7 +442,12 @@ fn victims(alive: &[Arc<Pod>], count: usize) -> Vec<Arc<Pod>> {
             .metadata
             .annotations
             .as_ref()
-            .and_then(|annotations| annotations.get("controller.kubernetes.io/pod-deletion-cost")?.parse().ok())
+            .and_then(|annotations| {
+                annotations
+                    .get("controller.kubernetes.io/pod-deletion-cost")?
+                    .parse()
+                    .ok()
+            })
             .unwrap_or(0);
         let restarts: i32 = pod
             .status
@@ -425,9 +507,15 @@ mod tests {
             pod("unassigned", None, None),
         ];
         let names = |count| {
-            victims(&pods, count).iter().map(|pod| pod.metadata.name.clone().unwrap_or_default()).collect::<Vec<_>>()
+            victims(&pods, count)
+                .iter()
+                .map(|pod| pod.metadata.name.clone().unwrap_or_default())
+                .collect::<Vec<_>>()
         };
-        assert_eq!(names(5), ["unassigned", "starting", "crowded-2", "crowded-1", "old"]);
+        assert_eq!(
+            names(5),
+            ["unassigned", "starting", "crowded-2", "crowded-1", "old"]
+        );
         assert_eq!(names(0).len(), 0);
     }
 
@@ -446,7 +534,15 @@ mod tests {
         set.metadata.name = Some("web".to_owned());
         set.metadata.uid = Some("u-1".to_owned());
         let pod = new_pod(&set);
-        assert!(pod.metadata.name.as_deref().is_some_and(|name| name.starts_with("web-") && name.len() == 9));
-        assert_eq!(controller_of(&pod.metadata).map(|owner| owner.uid.as_str()), Some("u-1"));
+        assert!(
+            pod.metadata
+                .name
+                .as_deref()
+                .is_some_and(|name| name.starts_with("web-") && name.len() == 9)
+        );
+        assert_eq!(
+            controller_of(&pod.metadata).map(|owner| owner.uid.as_str()),
+            Some("u-1")
+        );
     }
 }

@@ -38,8 +38,12 @@ fn start_namespaces(context: &Context) {
     let maps: Informer<ConfigMap> = context.informers.get();
     let queue = WorkQueue::new();
     context.feed(&namespaces, &queue, |change| vec![key_of(&**change.object())]);
-    context.feed(&accounts, &queue, |change| of_namespace(&change.object().metadata, DEFAULT_ACCOUNT));
-    context.feed(&maps, &queue, |change| of_namespace(&change.object().metadata, ROOT_CA));
+    context.feed(&accounts, &queue, |change| {
+        of_namespace(&change.object().metadata, DEFAULT_ACCOUNT)
+    });
+    context.feed(&maps, &queue, |change| {
+        of_namespace(&change.object().metadata, ROOT_CA)
+    });
     let (ready_namespaces, ready_accounts, ready_maps) = (namespaces.clone(), accounts.clone(), maps.clone());
     let ready = async move {
         ready_namespaces.synced().await;
@@ -59,7 +63,10 @@ fn start_namespaces(context: &Context) {
                 return Ok(None);
             }
             if accounts.get(&format!("{name}/{DEFAULT_ACCOUNT}")).is_none() {
-                let account = ServiceAccount { metadata: named(&name, DEFAULT_ACCOUNT), ..Default::default() };
+                let account = ServiceAccount {
+                    metadata: named(&name, DEFAULT_ACCOUNT),
+                    ..Default::default()
+                };
                 create(&Api::namespaced(context.client.clone(), &name), &account).await?;
             }
             let current = maps.get(&format!("{name}/{ROOT_CA}"));
@@ -69,11 +76,19 @@ fn start_namespaces(context: &Context) {
 }
 
 fn of_namespace(meta: &ObjectMeta, name: &str) -> Vec<String> {
-    if meta.name.as_deref() == Some(name) { meta.namespace.clone().into_iter().collect() } else { Vec::new() }
+    if meta.name.as_deref() == Some(name) {
+        meta.namespace.clone().into_iter().collect()
+    } else {
+        Vec::new()
+    }
 }
 
 fn named(namespace: &str, name: &str) -> ObjectMeta {
-    ObjectMeta { name: Some(name.to_owned()), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() }
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(namespace.to_owned()),
+        ..ObjectMeta::default()
+    }
 }
 
 async fn create<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
@@ -86,7 +101,12 @@ where
     }
 }
 
-async fn ensure_root_ca(client: &Client, namespace: &str, current: Option<&ConfigMap>, ca_pem: &str) -> Outcome {
+async fn ensure_root_ca(
+    client: &Client,
+    namespace: &str,
+    current: Option<&ConfigMap>,
+    ca_pem: &str,
+) -> Outcome {
     let data = BTreeMap::from([("ca.crt".to_owned(), ca_pem.to_owned())]);
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     match current {
@@ -96,10 +116,15 @@ async fn ensure_root_ca(client: &Client, namespace: &str, current: Option<&Confi
             api.patch(ROOT_CA, &PatchParams::default(), &patch).await?;
         }
         None => {
-            let mut map = ConfigMap { metadata: named(namespace, ROOT_CA), data: Some(data), ..Default::default() };
+            let mut map = ConfigMap {
+                metadata: named(namespace, ROOT_CA),
+                data: Some(data),
+                ..Default::default()
+            };
             map.metadata.annotations = Some(BTreeMap::from([(
                 "kubernetes.io/description".to_owned(),
-                "The CA certificate of this cluster: clients in pods verify the API server with it.".to_owned(),
+                "The CA certificate of this cluster: clients in pods verify the API server with it."
+                    .to_owned(),
             )]));
             create(&api, &map).await?;
         }
@@ -117,8 +142,14 @@ fn start_tokens(context: &Context) {
     context.feed(&accounts, &queue, move |change| {
         let meta = &change.object().metadata;
         let namespace = meta.namespace.as_deref().unwrap_or_default();
-        let mine = |secret: &Secret| account_of(secret).is_some_and(|name| Some(name) == meta.name.as_deref());
-        by_account.list_in(namespace).iter().filter(|secret| mine(secret)).map(|secret| key_of(&**secret)).collect()
+        let mine =
+            |secret: &Secret| account_of(secret).is_some_and(|name| Some(name) == meta.name.as_deref());
+        by_account
+            .list_in(namespace)
+            .iter()
+            .filter(|secret| mine(secret))
+            .map(|secret| key_of(&**secret))
+            .collect()
     });
     let (ready_secrets, ready_accounts) = (secrets.clone(), accounts.clone());
     let ready = async move {
@@ -138,16 +169,27 @@ fn start_tokens(context: &Context) {
 }
 
 fn account_of(secret: &Secret) -> Option<&str> {
-    secret.metadata.annotations.as_ref()?.get(ACCOUNT_NAME).map(String::as_str)
+    secret
+        .metadata
+        .annotations
+        .as_ref()?
+        .get(ACCOUNT_NAME)
+        .map(String::as_str)
 }
 
 async fn reconcile_token(context: &Context, secret: &Secret, accounts: &Informer<ServiceAccount>) -> Outcome {
     let key = key_of(secret);
     let (namespace, name) = split_key(&key);
     let namespace = namespace.unwrap_or_default();
-    let Some(account_name) = account_of(secret) else { return Ok(None) };
+    let Some(account_name) = account_of(secret) else {
+        return Ok(None);
+    };
     let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
-    let wanted_uid = secret.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ACCOUNT_UID));
+    let wanted_uid = secret
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(ACCOUNT_UID));
     let account = accounts.get(&format!("{namespace}/{account_name}"));
     let uid = account.as_ref().and_then(|account| account.metadata.uid.clone());
     // A token outlives its account only until this loop sees it.
@@ -158,7 +200,11 @@ async fn reconcile_token(context: &Context, secret: &Secret, accounts: &Informer
         };
     }
     let Some(uid) = uid else { return Ok(None) };
-    if secret.data.as_ref().is_some_and(|data| data.contains_key("token") && data.contains_key("ca.crt")) {
+    if secret
+        .data
+        .as_ref()
+        .is_some_and(|data| data.contains_key("token") && data.contains_key("ca.crt"))
+    {
         return Ok(None);
     }
     let request = TokenRequest {
@@ -175,7 +221,9 @@ async fn reconcile_token(context: &Context, secret: &Secret, accounts: &Informer
         ..TokenRequest::default()
     };
     let accounts: Api<ServiceAccount> = Api::namespaced(context.client.clone(), namespace);
-    let granted = accounts.create_token_request(account_name, &PostParams::default(), &request).await?;
+    let granted = accounts
+        .create_token_request(account_name, &PostParams::default(), &request)
+        .await?;
     let token = granted.status.and_then(|status| status.token).unwrap_or_default();
     let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
     let patch = json!({
@@ -186,6 +234,7 @@ async fn reconcile_token(context: &Context, secret: &Secret, accounts: &Informer
             "namespace": bytes(namespace),
         }
     });
-    api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
     Ok(None)
 }

@@ -25,23 +25,31 @@ pub fn start(context: &Context) {
     let queue = WorkQueue::new();
     context.feed(&secrets, &queue, |change| vec![key_of(&**change.object())]);
     let (ready, context_) = (secrets.clone(), context.clone());
-    context.work("bootstrap tokens", queue, 1, async move { ready.synced().await }, move |key| {
-        let (context, secrets) = (context_.clone(), secrets.clone());
-        async move {
-            let Some(expiration) = secrets.get(&key).as_deref().and_then(expiration) else { return Ok(None) };
-            if let Some(left) = time_left(expiration, context.now()) {
-                return Ok(Some(left));
-            }
-            let api: Api<Secret> = Api::namespaced(context.client.clone(), NAMESPACE);
-            match api.delete(split_key(&key).1, &Default::default()).await {
-                Err(error) if !is_gone(&error) => Err(error.into()),
-                _ => {
-                    tracing::info!(token = split_key(&key).1, "removed an expired join token");
-                    Ok(None)
+    context.work(
+        "bootstrap tokens",
+        queue,
+        1,
+        async move { ready.synced().await },
+        move |key| {
+            let (context, secrets) = (context_.clone(), secrets.clone());
+            async move {
+                let Some(expiration) = secrets.get(&key).as_deref().and_then(expiration) else {
+                    return Ok(None);
+                };
+                if let Some(left) = time_left(expiration, context.now()) {
+                    return Ok(Some(left));
+                }
+                let api: Api<Secret> = Api::namespaced(context.client.clone(), NAMESPACE);
+                match api.delete(split_key(&key).1, &Default::default()).await {
+                    Err(error) if !is_gone(&error) => Err(error.into()),
+                    _ => {
+                        tracing::info!(token = split_key(&key).1, "removed an expired join token");
+                        Ok(None)
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 fn expiration(secret: &Secret) -> Option<Timestamp> {
@@ -50,7 +58,9 @@ fn expiration(secret: &Secret) -> Option<Timestamp> {
 }
 
 fn time_left(expiration: Timestamp, now: Timestamp) -> Option<Duration> {
-    Duration::try_from(expiration.duration_since(now)).ok().filter(|left| !left.is_zero())
+    Duration::try_from(expiration.duration_since(now))
+        .ok()
+        .filter(|left| !left.is_zero())
 }
 
 #[cfg(test)]
@@ -65,7 +75,10 @@ mod tests {
         assert_eq!(time_left(at, at), None);
         let mut secret = Secret::default();
         assert_eq!(expiration(&secret), None);
-        let data = [("expiration".to_owned(), k8s_openapi::ByteString(b"2030-01-01T00:00:00Z".to_vec()))];
+        let data = [(
+            "expiration".to_owned(),
+            k8s_openapi::ByteString(b"2030-01-01T00:00:00Z".to_vec()),
+        )];
         secret.data = Some(data.into());
         assert_eq!(expiration(&secret), Some(at));
     }

@@ -17,12 +17,25 @@ use crate::filter::{labels, untolerated};
 
 /// Whether `nodeSelector` and required node affinity admit a node.
 pub fn node_matches(spec: &PodSpec, node: &NodeInfo) -> bool {
-    let simple = spec.node_selector.iter().flatten().all(|(key, value)| node.labels.get(key) == Some(value));
-    let required = spec
-        .affinity
-        .as_ref()
-        .and_then(|affinity| affinity.node_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref());
-    simple && required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| term_matches(term, node)))
+    let simple = spec
+        .node_selector
+        .iter()
+        .flatten()
+        .all(|(key, value)| node.labels.get(key) == Some(value));
+    let required = spec.affinity.as_ref().and_then(|affinity| {
+        affinity
+            .node_affinity
+            .as_ref()?
+            .required_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
+    simple
+        && required.is_none_or(|selector| {
+            selector
+                .node_selector_terms
+                .iter()
+                .any(|term| term_matches(term, node))
+        })
 }
 
 /// Whether a node selector term admits a node. An empty term admits none.
@@ -30,14 +43,21 @@ pub fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();
     !(expressions.is_empty() && fields.is_empty())
-        && expressions.iter().all(|r| requirement_matches(r, node.labels.get(&r.key).map(String::as_str)))
-        && fields.iter().all(|r| requirement_matches(r, (r.key == "metadata.name").then_some(node.name.as_str())))
+        && expressions
+            .iter()
+            .all(|r| requirement_matches(r, node.labels.get(&r.key).map(String::as_str)))
+        && fields
+            .iter()
+            .all(|r| requirement_matches(r, (r.key == "metadata.name").then_some(node.name.as_str())))
 }
 
 fn requirement_matches(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
     let values = requirement.values.as_deref().unwrap_or_default();
     let compare = |wanted: fn(i64, i64) -> bool| {
-        let (have, limit) = (value.and_then(|v| v.parse().ok()), values.first().and_then(|v| v.parse().ok()));
+        let (have, limit) = (
+            value.and_then(|v| v.parse().ok()),
+            values.first().and_then(|v| v.parse().ok()),
+        );
         matches!((have, limit), (Some(have), Some(limit)) if wanted(have, limit))
     };
     match requirement.operator.as_str() {
@@ -93,7 +113,11 @@ impl Domains {
         let pod_affinity = affinity.and_then(|a| a.pod_affinity.as_ref());
         let anti = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
         let required = |terms: Option<&Vec<PodAffinityTerm>>| -> Vec<Required> {
-            terms.into_iter().flatten().map(|term| require(term, pod, cluster)).collect()
+            terms
+                .into_iter()
+                .flatten()
+                .map(|term| require(term, pod, cluster))
+                .collect()
         };
         let mut preferred = Vec::new();
         let weighted = pod_affinity
@@ -109,12 +133,25 @@ impl Domains {
             );
         for (term, sign) in weighted {
             let inner = &term.pod_affinity_term;
-            preferred.push((inner.topology_key.clone(), sign * i64::from(term.weight), counts(inner, pod, cluster)));
+            preferred.push((
+                inner.topology_key.clone(),
+                sign * i64::from(term.weight),
+                counts(inner, pod, cluster),
+            ));
         }
-        let spread = spec.topology_spread_constraints.iter().flatten().map(|c| spread(c, pod, spec, cluster)).collect();
+        let spread = spec
+            .topology_spread_constraints
+            .iter()
+            .flatten()
+            .map(|c| spread(c, pod, spec, cluster))
+            .collect();
         Self {
-            affinity: required(pod_affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())),
-            anti_affinity: required(anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())),
+            affinity: required(
+                pod_affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+            ),
+            anti_affinity: required(
+                anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+            ),
             closed: closed_by_others(pod, cluster),
             spread,
             preferred,
@@ -126,7 +163,8 @@ impl Domains {
     pub fn why_not(&self, node: &NodeInfo) -> Vec<String> {
         let domain = |key: &str| node.labels.get(key);
         for term in &self.affinity {
-            let met = domain(&term.key).is_some_and(|value| term.counts.get(value).copied().unwrap_or(0) > 0 || term.first);
+            let met = domain(&term.key)
+                .is_some_and(|value| term.counts.get(value).copied().unwrap_or(0) > 0 || term.first);
             if !met {
                 return vec!["node(s) didn't match pod affinity rules".to_owned()];
             }
@@ -141,7 +179,10 @@ impl Domains {
         }
         for term in self.spread.iter().filter(|term| term.hard) {
             let Some(value) = domain(&term.key) else {
-                return vec!["node(s) didn't match pod topology spread constraints (missing required label)".to_owned()];
+                return vec![
+                    "node(s) didn't match pod topology spread constraints (missing required label)"
+                        .to_owned(),
+                ];
             };
             let here = term.counts.get(value).copied().unwrap_or(0) + i64::from(term.self_match);
             if here - term.minimum > term.max_skew {
@@ -162,14 +203,18 @@ impl Domains {
     /// How many pods would share a domain with this one: smaller is better.
     pub fn crowding(&self, node: &NodeInfo) -> i64 {
         let soft = self.spread.iter().filter(|term| !term.hard);
-        let constrained: i64 =
-            soft.filter_map(|term| term.counts.get(node.labels.get(&term.key)?).copied()).sum();
+        let constrained: i64 = soft
+            .filter_map(|term| term.counts.get(node.labels.get(&term.key)?).copied())
+            .sum();
         constrained * 2 + self.siblings.get(&node.name).copied().unwrap_or(0)
     }
 }
 
 fn in_namespaces(term: &PodAffinityTerm, own: &Pod, other: &Pod) -> bool {
-    let everywhere = term.namespace_selector.as_ref().is_some_and(|s| *s == LabelSelector::default());
+    let everywhere = term
+        .namespace_selector
+        .as_ref()
+        .is_some_and(|s| *s == LabelSelector::default());
     let listed = term.namespaces.as_deref().unwrap_or_default();
     everywhere
         || match &other.metadata.namespace {
@@ -179,17 +224,24 @@ fn in_namespaces(term: &PodAffinityTerm, own: &Pod, other: &Pod) -> bool {
 }
 
 /// A term's selector, narrowed by the labels it takes from the incoming pod.
-fn with_label_keys(selector: Option<&LabelSelector>, keys: &[(&Option<Vec<String>>, &str)], own: &Pod) -> Option<LabelSelector> {
+fn with_label_keys(
+    selector: Option<&LabelSelector>,
+    keys: &[(&Option<Vec<String>>, &str)],
+    own: &Pod,
+) -> Option<LabelSelector> {
     let mut selector = selector.cloned()?;
     let mine = labels(own);
     for (names, operator) in keys {
         for name in names.iter().flatten() {
             if let Some(value) = mine.get(name) {
-                selector.match_expressions.get_or_insert_default().push(LabelSelectorRequirement {
-                    key: name.clone(),
-                    operator: (*operator).to_owned(),
-                    values: Some(vec![value.clone()]),
-                });
+                selector
+                    .match_expressions
+                    .get_or_insert_default()
+                    .push(LabelSelectorRequirement {
+                        key: name.clone(),
+                        operator: (*operator).to_owned(),
+                        values: Some(vec![value.clone()]),
+                    });
             }
         }
     }
@@ -197,16 +249,28 @@ fn with_label_keys(selector: Option<&LabelSelector>, keys: &[(&Option<Vec<String
 }
 
 fn term_selects(term: &PodAffinityTerm, own: &Pod, other: &Pod) -> bool {
-    let keys = [(&term.match_label_keys, "In"), (&term.mismatch_label_keys, "NotIn")];
+    let keys = [
+        (&term.match_label_keys, "In"),
+        (&term.mismatch_label_keys, "NotIn"),
+    ];
     in_namespaces(term, own, other)
-        && selects(with_label_keys(term.label_selector.as_ref(), &keys, own).as_ref(), other.metadata.labels.as_ref())
+        && selects(
+            with_label_keys(term.label_selector.as_ref(), &keys, own).as_ref(),
+            other.metadata.labels.as_ref(),
+        )
 }
 
 fn counts(term: &PodAffinityTerm, pod: &Pod, cluster: &Cluster) -> Counts {
     let mut counts = Counts::new();
     for node in &cluster.nodes {
-        let Some(value) = node.labels.get(&term.topology_key) else { continue };
-        let matching = node.pods.iter().filter(|other| term_selects(term, pod, other)).count();
+        let Some(value) = node.labels.get(&term.topology_key) else {
+            continue;
+        };
+        let matching = node
+            .pods
+            .iter()
+            .filter(|other| term_selects(term, pod, other))
+            .count();
         *counts.entry(value.clone()).or_default() += i64::try_from(matching).unwrap_or(i64::MAX);
     }
     counts
@@ -215,7 +279,11 @@ fn counts(term: &PodAffinityTerm, pod: &Pod, cluster: &Cluster) -> Counts {
 fn require(term: &PodAffinityTerm, pod: &Pod, cluster: &Cluster) -> Required {
     let counts = counts(term, pod, cluster);
     let first = counts.values().all(|count| *count == 0) && term_selects(term, pod, pod);
-    Required { key: term.topology_key.clone(), counts, first }
+    Required {
+        key: term.topology_key.clone(),
+        counts,
+        first,
+    }
 }
 
 fn closed_by_others(pod: &Pod, cluster: &Cluster) -> Vec<(String, String)> {
@@ -223,10 +291,23 @@ fn closed_by_others(pod: &Pod, cluster: &Cluster) -> Vec<(String, String)> {
     for node in &cluster.nodes {
         for other in &node.pods {
             let terms = other.spec.as_ref().and_then(|spec| {
-                spec.affinity.as_ref()?.pod_anti_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref()
+                spec.affinity
+                    .as_ref()?
+                    .pod_anti_affinity
+                    .as_ref()?
+                    .required_during_scheduling_ignored_during_execution
+                    .as_ref()
             });
-            for term in terms.into_iter().flatten().filter(|term| term_selects(term, other, pod)) {
-                closed.extend(node.labels.get(&term.topology_key).map(|value| (term.topology_key.clone(), value.clone())));
+            for term in terms
+                .into_iter()
+                .flatten()
+                .filter(|term| term_selects(term, other, pod))
+            {
+                closed.extend(
+                    node.labels
+                        .get(&term.topology_key)
+                        .map(|value| (term.topology_key.clone(), value.clone())),
+                );
             }
         }
     }
@@ -241,9 +322,12 @@ fn spread(constraint: &TopologySpreadConstraint, pod: &Pod, spec: &PodSpec, clus
     let tolerations = spec.tolerations.as_deref().unwrap_or_default();
     let mut counts = Counts::new();
     for node in &cluster.nodes {
-        let Some(value) = node.labels.get(&constraint.topology_key) else { continue };
+        let Some(value) = node.labels.get(&constraint.topology_key) else {
+            continue;
+        };
         if (honor_affinity && !node_matches(spec, node))
-            || (honor_taints && untolerated(&node.taints, tolerations, &["NoSchedule", "NoExecute"]).is_some())
+            || (honor_taints
+                && untolerated(&node.taints, tolerations, &["NoSchedule", "NoExecute"]).is_some())
         {
             continue;
         }
@@ -254,9 +338,14 @@ fn spread(constraint: &TopologySpreadConstraint, pod: &Pod, spec: &PodSpec, clus
         });
         *counts.entry(value.clone()).or_default() += i64::try_from(matching.count()).unwrap_or(i64::MAX);
     }
-    let few_domains =
-        constraint.min_domains.is_some_and(|wanted| counts.len() < usize::try_from(wanted).unwrap_or(0));
-    let minimum = if few_domains { 0 } else { counts.values().copied().min().unwrap_or(0) };
+    let few_domains = constraint
+        .min_domains
+        .is_some_and(|wanted| counts.len() < usize::try_from(wanted).unwrap_or(0));
+    let minimum = if few_domains {
+        0
+    } else {
+        counts.values().copied().min().unwrap_or(0)
+    };
     Spread {
         key: constraint.topology_key.clone(),
         hard: constraint.when_unsatisfiable == "DoNotSchedule",
@@ -272,7 +361,10 @@ fn spread(constraint: &TopologySpreadConstraint, pod: &Pod, spec: &PodSpec, clus
 fn siblings(pod: &Pod, cluster: &Cluster) -> HashMap<String, i64> {
     let controller = |pod: &Pod| {
         let owners = pod.metadata.owner_references.as_ref()?;
-        owners.iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone())
+        owners
+            .iter()
+            .find(|owner| owner.controller == Some(true))
+            .map(|owner| owner.uid.clone())
     };
     let own: BTreeMap<String, String> = labels(pod);
     let mine = controller(pod);
@@ -287,6 +379,11 @@ fn siblings(pod: &Pod, cluster: &Cluster) -> HashMap<String, i64> {
     cluster
         .nodes
         .iter()
-        .map(|node| (node.name.clone(), i64::try_from(node.pods.iter().filter(|p| related(p)).count()).unwrap_or(i64::MAX)))
+        .map(|node| {
+            (
+                node.name.clone(),
+                i64::try_from(node.pods.iter().filter(|p| related(p)).count()).unwrap_or(i64::MAX),
+            )
+        })
         .collect()
 }

@@ -64,8 +64,11 @@ pub fn weighed_requests(pod: &Pod) -> Amounts {
 impl Cluster {
     /// `assumed`: decisions that the pods do not show yet.
     pub fn new(nodes: &[Arc<Node>], pods: &[Arc<Pod>], assumed: &[(Arc<Pod>, String)]) -> Self {
-        let mut by_name: BTreeMap<String, NodeInfo> = nodes.iter().map(|node| (name_of(node), info(node))).collect();
-        let bound = pods.iter().filter_map(|pod| Some((pod, pod.spec.as_ref()?.node_name.as_deref()?)));
+        let mut by_name: BTreeMap<String, NodeInfo> =
+            nodes.iter().map(|node| (name_of(node), info(node))).collect();
+        let bound = pods
+            .iter()
+            .filter_map(|pod| Some((pod, pod.spec.as_ref()?.node_name.as_deref()?)));
         let decided = assumed.iter().map(|(pod, node)| (pod, node.as_str()));
         for (pod, node) in bound.chain(decided).filter(|(pod, _)| !is_finished(pod)) {
             if let Some(node) = by_name.get_mut(node) {
@@ -74,7 +77,9 @@ impl Cluster {
                 node.pods.push(pod.clone());
             }
         }
-        Self { nodes: by_name.into_values().collect() }
+        Self {
+            nodes: by_name.into_values().collect(),
+        }
     }
 }
 
@@ -88,7 +93,13 @@ fn info(node: &Node) -> NodeInfo {
     let images = status
         .iter()
         .flat_map(|status| status.images.iter().flatten())
-        .flat_map(|image| image.names.iter().flatten().map(|name| (name.clone(), image.size_bytes.unwrap_or(0))))
+        .flat_map(|image| {
+            image
+                .names
+                .iter()
+                .flatten()
+                .map(|name| (name.clone(), image.size_bytes.unwrap_or(0)))
+        })
         .collect();
     NodeInfo {
         name: name_of(node),

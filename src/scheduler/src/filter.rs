@@ -26,7 +26,12 @@ impl<'a> Request<'a> {
     /// Prepares a pod to be compared with every node.
     pub fn new(pod: &'a Pod, cluster: &Cluster) -> Self {
         let spec = pod.spec.clone().unwrap_or_default();
-        Self { pod, requests: pod_requests(pod), domains: Domains::count(pod, &spec, cluster), spec }
+        Self {
+            pod,
+            requests: pod_requests(pod),
+            domains: Domains::count(pod, &spec, cluster),
+            spec,
+        }
     }
 }
 
@@ -38,8 +43,17 @@ pub fn why_not(request: &Request<'_>, node: &NodeInfo) -> Vec<String> {
         return vec!["node(s) were unschedulable".to_owned()];
     }
     if let Some(taint) = untolerated(&node.taints, tolerations, &["NoSchedule", "NoExecute"]) {
-        let value = taint.value.clone().filter(|value| !value.is_empty()).map(|v| format!(": {v}")).unwrap_or_default();
-        return vec![format!("node(s) had untolerated taint {{{}{}}}", taint.key, if value.is_empty() { ": ".to_owned() } else { value })];
+        let value = taint
+            .value
+            .clone()
+            .filter(|value| !value.is_empty())
+            .map(|v| format!(": {v}"))
+            .unwrap_or_default();
+        return vec![format!(
+            "node(s) had untolerated taint {{{}{}}}",
+            taint.key,
+            if value.is_empty() { ": ".to_owned() } else { value }
+        )];
     }
     if !affinity::node_matches(spec, node) {
         return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
@@ -55,11 +69,19 @@ pub fn why_not(request: &Request<'_>, node: &NodeInfo) -> Vec<String> {
 }
 
 fn unschedulable_taint() -> Taint {
-    Taint { key: UNSCHEDULABLE.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() }
+    Taint {
+        key: UNSCHEDULABLE.to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..Taint::default()
+    }
 }
 
 /// The first taint with one of these effects that is not tolerated.
-pub fn untolerated<'t>(taints: &'t [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'t Taint> {
+pub fn untolerated<'t>(
+    taints: &'t [Taint],
+    tolerations: &[Toleration],
+    effects: &[&str],
+) -> Option<&'t Taint> {
     taints
         .iter()
         .filter(|taint| effects.contains(&taint.effect.as_str()))
@@ -93,13 +115,24 @@ fn lacking(requests: &Amounts, node: &NodeInfo) -> Vec<String> {
 
 /// Host ports as (address, protocol, port).
 fn host_ports(spec: &PodSpec) -> Vec<(String, String, i32)> {
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten());
     containers
         .flat_map(|container| container.ports.iter().flatten())
         .filter_map(|port| {
             let number = port.host_port.filter(|number| *number > 0)?;
-            let ip = port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned());
-            Some((ip, port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), number))
+            let ip = port
+                .host_ip
+                .clone()
+                .filter(|ip| !ip.is_empty())
+                .unwrap_or_else(|| "0.0.0.0".to_owned());
+            Some((
+                ip,
+                port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+                number,
+            ))
         })
         .collect()
 }
@@ -110,7 +143,12 @@ fn ports_conflict(spec: &PodSpec, node: &NodeInfo) -> bool {
         return false;
     }
     let any = |ip: &str| ip == "0.0.0.0" || ip == "::";
-    let taken: Vec<_> = node.pods.iter().filter_map(|pod| pod.spec.as_ref()).flat_map(host_ports).collect();
+    let taken: Vec<_> = node
+        .pods
+        .iter()
+        .filter_map(|pod| pod.spec.as_ref())
+        .flat_map(host_ports)
+        .collect();
     wanted.iter().any(|(ip, protocol, port)| {
         taken.iter().any(|(other_ip, other_protocol, other_port)| {
             port == other_port && protocol == other_protocol && (ip == other_ip || any(ip) || any(other_ip))

@@ -69,20 +69,24 @@ pub fn start(context: &Context) {
     });
     let feed = scheduler.clone();
     let mut changes = pods.subscribe();
-    context.shutdown.spawn_until_cancelled("scheduler pods", async move {
-        while let Some(change) = changes.next().await {
-            feed.pod_changed(&change);
-        }
-    });
+    context
+        .shutdown
+        .spawn_until_cancelled("scheduler pods", async move {
+            while let Some(change) = changes.next().await {
+                feed.pod_changed(&change);
+            }
+        });
     let feed = scheduler.clone();
     let mut changes = nodes.subscribe();
-    context.shutdown.spawn_until_cancelled("scheduler nodes", async move {
-        while let Some(change) = changes.next().await {
-            if node_change_matters(&change) {
-                feed.wake_unschedulable();
+    context
+        .shutdown
+        .spawn_until_cancelled("scheduler nodes", async move {
+            while let Some(change) = changes.next().await {
+                if node_change_matters(&change) {
+                    feed.wake_unschedulable();
+                }
             }
-        }
-    });
+        });
     let shutdown = context.shutdown.clone();
     context.shutdown.spawn("scheduler", async move {
         tokio::select! {
@@ -90,7 +94,12 @@ pub fn start(context: &Context) {
             () = async { pods.synced().await; nodes.synced().await; } => {}
         }
         let queue = scheduler.queue.clone();
-        queue.run(1, &shutdown, |key| { let scheduler = scheduler.clone(); async move { scheduler.schedule(&key).await } }).await;
+        queue
+            .run(1, &shutdown, |key| {
+                let scheduler = scheduler.clone();
+                async move { scheduler.schedule(&key).await }
+            })
+            .await;
     });
 }
 
@@ -98,8 +107,11 @@ pub fn start(context: &Context) {
 fn node_change_matters(change: &Change<Node>) -> bool {
     match change {
         Change::Applied { old: Some(old), new } => {
-            let allocatable = |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
-            old.spec != new.spec || old.metadata.labels != new.metadata.labels || allocatable(old) != allocatable(new)
+            let allocatable =
+                |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
+            old.spec != new.spec
+                || old.metadata.labels != new.metadata.labels
+                || allocatable(old) != allocatable(new)
         }
         Change::Applied { old: None, .. } => true,
         Change::Deleted(_) => false,
@@ -143,7 +155,9 @@ impl Scheduler {
         } else if is_waiting(pod) {
             // Our own note that it does not fit is no reason to look again.
             let spec_changed = match change {
-                Change::Applied { old: Some(old), new } => old.spec != new.spec || old.metadata.labels != new.metadata.labels,
+                Change::Applied { old: Some(old), new } => {
+                    old.spec != new.spec || old.metadata.labels != new.metadata.labels
+                }
                 _ => true,
             };
             if spec_changed {
@@ -151,7 +165,8 @@ impl Scheduler {
             }
         } else if bound {
             // It may be what another pod wants to be near of.
-            if matches!(change, Change::Applied { old: Some(old), .. } if old.spec.as_ref().is_some_and(|s| s.node_name.is_none())) {
+            if matches!(change, Change::Applied { old: Some(old), .. } if old.spec.as_ref().is_some_and(|s| s.node_name.is_none()))
+            {
                 self.wake_unschedulable();
             }
         }
@@ -164,17 +179,33 @@ impl Scheduler {
     }
 
     async fn schedule(self: &Arc<Self>, key: &str) -> Result<Option<Duration>, kube::Error> {
-        let Some(pod) = self.pods.get(key).filter(|pod| is_waiting(pod)) else { return Ok(None) };
-        if pod.metadata.uid.as_ref().is_some_and(|uid| self.assumed.0.lock().contains_key(uid)) {
+        let Some(pod) = self.pods.get(key).filter(|pod| is_waiting(pod)) else {
+            return Ok(None);
+        };
+        if pod
+            .metadata
+            .uid
+            .as_ref()
+            .is_some_and(|uid| self.assumed.0.lock().contains_key(uid))
+        {
             return Ok(None);
         }
         let started = self.context.clock.monotonic();
         let assumed: Vec<(Arc<Pod>, String)> = self.assumed.0.lock().values().cloned().collect();
         let cluster = Cluster::new(&self.nodes.list(), &self.pods.list(), &assumed);
         let decision = decide(&pod, &cluster);
-        let seconds = self.context.clock.monotonic().saturating_duration_since(started).as_secs_f64();
+        let seconds = self
+            .context
+            .clock
+            .monotonic()
+            .saturating_duration_since(started)
+            .as_secs_f64();
         metrics::global()
-            .histogram("scheduler_scheduling_algorithm_duration_seconds", "Time to choose a node.", &[0.0001, 0.001, 0.01, 0.1, 1.0])
+            .histogram(
+                "scheduler_scheduling_algorithm_duration_seconds",
+                "Time to choose a node.",
+                &[0.0001, 0.001, 0.01, 0.1, 1.0],
+            )
             .observe(seconds);
         match decision {
             Ok(node) => self.bind(pod, node),
@@ -188,8 +219,13 @@ impl Scheduler {
 
     /// Writes the binding in the background; the decision counts from now on.
     fn bind(self: &Arc<Self>, pod: Arc<Pod>, node: String) {
-        let Some(uid) = pod.metadata.uid.clone() else { return };
-        self.assumed.0.lock().insert(uid.clone(), (pod.clone(), node.clone()));
+        let Some(uid) = pod.metadata.uid.clone() else {
+            return;
+        };
+        self.assumed
+            .0
+            .lock()
+            .insert(uid.clone(), (pod.clone(), node.clone()));
         let this = self.clone();
         self.context.shutdown.spawn("bind", async move {
             let key = key_of(&*pod);
@@ -213,7 +249,13 @@ impl Scheduler {
         });
     }
 
-    async fn write_binding(&self, namespace: &str, name: &str, uid: &str, node: &str) -> Result<(), kube::Error> {
+    async fn write_binding(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        node: &str,
+    ) -> Result<(), kube::Error> {
         let binding = Binding {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
@@ -228,7 +270,9 @@ impl Scheduler {
             },
         };
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace);
-        api.create_subresource::<_, serde_json::Value>("binding", name, &PostParams::default(), &binding).await.map(drop)
+        api.create_subresource::<_, serde_json::Value>("binding", name, &PostParams::default(), &binding)
+            .await
+            .map(drop)
     }
 
     async fn tell(&self, pod: &Pod, reason: &str) -> Result<(), kube::Error> {
@@ -237,7 +281,9 @@ impl Scheduler {
             .iter()
             .flat_map(|status| status.conditions.iter().flatten())
             .find(|condition| condition.type_ == "PodScheduled");
-        self.context.recorder.warning(&pod.object_ref(&()), "FailedScheduling", reason);
+        self.context
+            .recorder
+            .warning(&pod.object_ref(&()), "FailedScheduling", reason);
         if condition.is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(reason)) {
             return Ok(());
         }
@@ -249,7 +295,10 @@ impl Scheduler {
         let key = key_of(pod);
         let (namespace, name) = split_key(&key);
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace.unwrap_or_default());
-        match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        match api
+            .patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await
+        {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             other => other.map(drop),
         }
@@ -275,8 +324,15 @@ pub fn decide(pod: &Pod, cluster: &Cluster) -> Result<String, String> {
         }
     }
     if feasible.is_empty() {
-        let list: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-        return Err(format!("0/{} nodes are available: {}.", cluster.nodes.len(), list.join(", ")));
+        let list: Vec<String> = reasons
+            .iter()
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        return Err(format!(
+            "0/{} nodes are available: {}.",
+            cluster.nodes.len(),
+            list.join(", ")
+        ));
     }
     let best = score::best(&request, &feasible);
     Ok(best.name.clone())

@@ -17,7 +17,11 @@ impl Amounts {
     pub fn of(list: Option<&BTreeMap<String, Quantity>>) -> Self {
         let amount = |name: &str, text: &str| {
             let quantity: quantity::Quantity = text.parse().ok()?;
-            Some(if name == "cpu" { quantity.milli_value() } else { quantity.value() })
+            Some(if name == "cpu" {
+                quantity.milli_value()
+            } else {
+                quantity.value()
+            })
         };
         Self(
             list.into_iter()
@@ -49,13 +53,20 @@ impl Amounts {
 }
 
 fn requests(container: &Container) -> Amounts {
-    Amounts::of(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()))
+    Amounts::of(
+        container
+            .resources
+            .as_ref()
+            .and_then(|resources| resources.requests.as_ref()),
+    )
 }
 
 /// What a pod asks for: its containers together with its sidecars, or its
 /// most demanding init container if that is more; plus the overhead.
 pub fn pod_requests(pod: &Pod) -> Amounts {
-    let Some(spec) = &pod.spec else { return Amounts::default() };
+    let Some(spec) = &pod.spec else {
+        return Amounts::default();
+    };
     let mut total = Amounts::default();
     for container in &spec.containers {
         total.add(&requests(container));
@@ -73,7 +84,11 @@ pub fn pod_requests(pod: &Pod) -> Amounts {
     }
     total.add(&sidecars);
     total.max(&starting);
-    if let Some(pod_level) = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()) {
+    if let Some(pod_level) = spec
+        .resources
+        .as_ref()
+        .and_then(|resources| resources.requests.as_ref())
+    {
         for (name, amount) in Amounts::of(Some(pod_level)).0 {
             total.0.insert(name, amount);
         }

@@ -35,15 +35,32 @@ pub fn best<'n>(request: &Request<'_>, feasible: &[&'n NodeInfo]) -> &'n NodeInf
 /// The total of every node, in the given order.
 pub fn scores(request: &Request<'_>, feasible: &[&NodeInfo]) -> Vec<i64> {
     let criteria: [(i64, Vec<i64>); 7] = [
-        (TAINTS, inverted(&each(feasible, |node| unwanted_taints(request, node)))),
-        (NODE_AFFINITY, scaled(&each(feasible, |node| preferred_terms(request, node)))),
-        (POD_AFFINITY, stretched(&each(feasible, |node| request.domains.preference(node)))),
-        (SPREAD, inverted(&each(feasible, |node| request.domains.crowding(node)))),
-        (LEAST_ALLOCATED, each(feasible, |node| least_allocated(request, node))),
+        (
+            TAINTS,
+            inverted(&each(feasible, |node| unwanted_taints(request, node))),
+        ),
+        (
+            NODE_AFFINITY,
+            scaled(&each(feasible, |node| preferred_terms(request, node))),
+        ),
+        (
+            POD_AFFINITY,
+            stretched(&each(feasible, |node| request.domains.preference(node))),
+        ),
+        (
+            SPREAD,
+            inverted(&each(feasible, |node| request.domains.crowding(node))),
+        ),
+        (
+            LEAST_ALLOCATED,
+            each(feasible, |node| least_allocated(request, node)),
+        ),
         (BALANCE, each(feasible, |node| balance(request, node))),
         (IMAGES, each(feasible, |node| images(request, node))),
     ];
-    (0..feasible.len()).map(|i| criteria.iter().map(|(weight, scores)| weight * scores[i]).sum()).collect()
+    (0..feasible.len())
+        .map(|i| criteria.iter().map(|(weight, scores)| weight * scores[i]).sum())
+        .collect()
 }
 
 fn each(nodes: &[&NodeInfo], score: impl Fn(&NodeInfo) -> i64) -> Vec<i64> {
@@ -53,33 +70,55 @@ fn each(nodes: &[&NodeInfo], score: impl Fn(&NodeInfo) -> i64) -> Vec<i64> {
 /// The largest becomes 100.
 fn scaled(raw: &[i64]) -> Vec<i64> {
     let max = raw.iter().copied().max().unwrap_or(0);
-    raw.iter().map(|value| if max <= 0 { 0 } else { value * TOP / max }).collect()
+    raw.iter()
+        .map(|value| if max <= 0 { 0 } else { value * TOP / max })
+        .collect()
 }
 
 /// The smallest becomes 100, the largest 0.
 fn inverted(raw: &[i64]) -> Vec<i64> {
     let max = raw.iter().copied().max().unwrap_or(0);
-    raw.iter().map(|value| if max <= 0 { TOP } else { TOP - value * TOP / max }).collect()
+    raw.iter()
+        .map(|value| if max <= 0 { TOP } else { TOP - value * TOP / max })
+        .collect()
 }
 
 /// The smallest becomes 0, the largest 100.
 fn stretched(raw: &[i64]) -> Vec<i64> {
-    let (min, max) = (raw.iter().copied().min().unwrap_or(0), raw.iter().copied().max().unwrap_or(0));
-    raw.iter().map(|value| if max == min { 0 } else { (value - min) * TOP / (max - min) }).collect()
+    let (min, max) = (
+        raw.iter().copied().min().unwrap_or(0),
+        raw.iter().copied().max().unwrap_or(0),
+    );
+    raw.iter()
+        .map(|value| {
+            if max == min {
+                0
+            } else {
+                (value - min) * TOP / (max - min)
+            }
+        })
+        .collect()
 }
 
 fn unwanted_taints(request: &Request<'_>, node: &NodeInfo) -> i64 {
     let tolerations = request.spec.tolerations.as_deref().unwrap_or_default();
-    let unwanted = node
-        .taints
-        .iter()
-        .filter(|taint| untolerated(std::slice::from_ref(taint), tolerations, &["PreferNoSchedule"]).is_some());
+    let unwanted = node.taints.iter().filter(|taint| {
+        untolerated(std::slice::from_ref(taint), tolerations, &["PreferNoSchedule"]).is_some()
+    });
     i64::try_from(unwanted.count()).unwrap_or(i64::MAX)
 }
 
 fn preferred_terms(request: &Request<'_>, node: &NodeInfo) -> i64 {
-    let affinity = request.spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-    let terms = affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let affinity = request
+        .spec
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.as_ref());
+    let terms = affinity.and_then(|affinity| {
+        affinity
+            .preferred_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
     terms
         .into_iter()
         .flatten()

@@ -41,6 +41,9 @@ pub const NFT_TABLE: &str = "skiff";
 /// How long the rules of an earlier run serve at most until new ones replace them.
 const RULES_WAIT: Duration = Duration::from_secs(30);
 
+/// How long the first report of a restarted node waits for its network.
+const NETWORK_WAIT: Duration = Duration::from_secs(5);
+
 /// What all nodes of a cluster agree on. Agents learn it from the server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -301,8 +304,15 @@ pub async fn start(
     config.version = KUBERNETES_VERSION.to_owned();
     config.clock = clock;
     let kubelet = Kubelet::new(config);
+    let known = settings.agent_dir().join("network/network.json").exists();
+    let mut network_up = overlay.ready();
     let (running, stop) = (kubelet.clone(), shutdown.clone());
     shutdown.spawn("kubelet", async move {
+        if known {
+            // A node that was here before must not be called not ready, and its
+            // pods out of service, for the moment the network takes to be found.
+            let _ = tokio::time::timeout(NETWORK_WAIT, network_up.wait_for(|up| *up)).await;
+        }
         if let Err(error) = running.run(stop.clone()).await {
             tracing::error!(%error, "the kubelet ended");
             stop.cancel();

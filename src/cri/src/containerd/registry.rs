@@ -147,12 +147,14 @@ fn endpoints(registries: &Registries, registry: &str) -> Vec<Endpoint> {
         let host = rest.trim_end_matches('/').trim_end_matches("/v2").to_owned();
         found.push(Endpoint { host, plain });
     }
-    // Docker Hub's API lives on a host of its own; oci-client knows that one.
-    found.push(Endpoint {
-        host: registry.to_owned(),
-        plain: is_loopback(registry),
-    });
-    found.dedup();
+    // An endpoint of the same host says how that host is spoken to: to ask it otherwise would only hide its answer.
+    if !found.iter().any(|endpoint| endpoint.host == registry) {
+        // Docker Hub's API lives on a host of its own; oci-client knows that one.
+        found.push(Endpoint {
+            host: registry.to_owned(),
+            plain: is_loopback(registry),
+        });
+    }
     found
 }
 

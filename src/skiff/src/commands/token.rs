@@ -11,6 +11,7 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 use skiff_pki::Token;
 
+use super::status::Record;
 use crate::join;
 
 /// Arguments of `skiff token`.
@@ -21,6 +22,9 @@ pub struct TokenArgs {
     /// Kubeconfig of an administrator [default: $KUBECONFIG, then /etc/skiff/skiff.yaml]
     #[arg(long, global = true, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// Folder of the running server's sockets
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/skiff")]
+    run_dir: PathBuf,
 }
 
 #[derive(clap::Subcommand)]
@@ -68,6 +72,8 @@ pub async fn run(args: TokenArgs) -> anyhow::Result<()> {
             };
             join::record_token(&client, &token, &description, expiration).await?;
             if print_join_command {
+                // The kubeconfig may say 127.0.0.1; the running server knows better.
+                let server = Record::read(&args.run_dir).map_or(server, |record| record.server);
                 println!("skiff agent --server {server} --token {token}");
             } else {
                 println!("{token}");
