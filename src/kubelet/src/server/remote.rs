@@ -267,9 +267,11 @@ async fn resizes(resize: mpsc::Sender<TerminalSize>, input: Option<Input>) {
 mod tests {
     use super::*;
 
+    type Case = (&'static [&'static str], &'static [(u16, u16)]);
+
     #[test]
     fn size_messages_may_be_split_or_glued() {
-        let table: &[(&[&str], &[(u16, u16)])] = &[
+        let table: &[Case] = &[
             (&[r#"{"Width":80,"Height":24}"#], &[(80, 24)]),
             (&[r#"{"Width":80,"#, r#""Height":24}"#, "\n"], &[(80, 24)]),
             (

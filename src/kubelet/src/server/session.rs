@@ -279,7 +279,7 @@ async fn receive(
         } => {
             let known = shared.streams.lock().len();
             let refusal = match () {
-                () if id % 2 == 0 || id <= *last || unidirectional => Some(reset::PROTOCOL_ERROR),
+                () if id.is_multiple_of(2) || id <= *last || unidirectional => Some(reset::PROTOCOL_ERROR),
                 () if known >= STREAMS_MAX => Some(reset::REFUSED_STREAM),
                 () => None,
             };

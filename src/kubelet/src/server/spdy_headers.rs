@@ -179,7 +179,7 @@ impl Inflater {
                     .get(..2)
                     .and_then(|h| h.try_into().ok())
                     .ok_or(HeaderError::Head)?;
-                if head[0] & 0x0f != 8 || u16::from_be_bytes(head) % 31 != 0 {
+                if head[0] & 0x0f != 8 || !u16::from_be_bytes(head).is_multiple_of(31) {
                     return Err(HeaderError::Head);
                 }
                 block = &block[2..];
