@@ -58,8 +58,12 @@ impl tower::Service<Uri> for Connector {
         let sockets = self.sockets.clone();
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-            let address = host.parse().map_err(|_| io::Error::other(format!("{host:?} is not an address")))?;
-            let stream = sockets.connect(SocketAddr::new(address, uri.port_u16().unwrap_or(443))).await?;
+            let address = host
+                .parse()
+                .map_err(|_| io::Error::other(format!("{host:?} is not an address")))?;
+            let stream = sockets
+                .connect(SocketAddr::new(address, uri.port_u16().unwrap_or(443)))
+                .await?;
             stream.set_nodelay(true)?;
             Ok(TokioIo::new(stream))
         })
@@ -74,7 +78,9 @@ pub async fn client(kubeconfig: &Path, sockets: Sockets) -> anyhow::Result<Clien
     let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
     let connector = config.rustls_https_connector_with_connector(Connector { sockets })?;
     let inner = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
-    let service = tower::ServiceBuilder::new().layer(config.base_uri_layer()).service(inner);
+    let service = tower::ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .service(inner);
     Ok(Client::new(service, "default"))
 }
 
@@ -124,7 +130,11 @@ where
         let mut objects: BTreeMap<String, K> = BTreeMap::new();
         let key = |object: &K| {
             let meta = object.meta();
-            format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+            format!(
+                "{}/{}",
+                meta.namespace.as_deref().unwrap_or_default(),
+                meta.name.as_deref().unwrap_or_default()
+            )
         };
         while let Some(event) = events.next().await {
             match event {
@@ -162,12 +172,17 @@ where
 
 /// Tries until `attempt` succeeds, at most `limit`; its last error is the error.
 /// For what cannot be watched, such as an answer over the network.
-pub async fn retry<T>(limit: Duration, mut attempt: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub async fn retry<T>(
+    limit: Duration,
+    mut attempt: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let end = tokio::time::Instant::now() + limit;
     loop {
         match attempt().await {
             Ok(value) => return Ok(value),
-            Err(error) if tokio::time::Instant::now() >= end => return Err(error.context(format!("not within {limit:?}"))),
+            Err(error) if tokio::time::Instant::now() >= end => {
+                return Err(error.context(format!("not within {limit:?}")));
+            }
             Err(_) => tokio::time::sleep(RETRY).await,
         }
     }

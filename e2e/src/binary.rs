@@ -13,14 +13,20 @@ use anyhow::{Context, bail};
 /// The stripped copy of the program under test.
 pub fn skiff() -> anyhow::Result<PathBuf> {
     let source = source()?;
-    let meta = std::fs::metadata(&source).with_context(|| format!("{}: build it with `cargo build -p skiff`", source.display()))?;
+    let meta = std::fs::metadata(&source)
+        .with_context(|| format!("{}: build it with `cargo build -p skiff`", source.display()))?;
     let age = meta.modified()?.duration_since(UNIX_EPOCH)?.as_nanos();
     let cache = cache_folder()?;
     let copy = cache.join(format!("skiff-{age:x}-{:x}", meta.len()));
     if !copy.exists() {
         forget_older(&cache);
         let fresh = cache.join(format!("new-{}", std::process::id()));
-        let status = Command::new("strip").arg("--strip-debug").arg("-o").arg(&fresh).arg(&source).status();
+        let status = Command::new("strip")
+            .arg("--strip-debug")
+            .arg("-o")
+            .arg(&fresh)
+            .arg(&source)
+            .status();
         if !status.is_ok_and(|status| status.success()) {
             std::fs::copy(&source, &fresh).with_context(|| format!("cannot copy {}", source.display()))?;
         }
@@ -40,15 +46,23 @@ fn source() -> anyhow::Result<PathBuf> {
     // <target>/[<triple>/]debug/deps/integration-…, or …/debug/bench
     let own = std::env::current_exe()?;
     let folder = own.parent().context("the test has no folder")?;
-    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    let folder = if folder.ends_with("deps") {
+        folder.parent().unwrap_or(folder)
+    } else {
+        folder
+    };
     Ok(folder.join("skiff"))
 }
 
 /// A folder for what is kept between runs: beside the build's output.
 pub fn cache_folder() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let target = own.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
-    let folder = target.map_or_else(std::env::temp_dir, Path::to_path_buf).join("e2e");
+    let target = own
+        .ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").exists());
+    let folder = target
+        .map_or_else(std::env::temp_dir, Path::to_path_buf)
+        .join("e2e");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(folder)
 }

@@ -38,8 +38,10 @@ pub fn hierarchies() -> Vec<PathBuf> {
         return vec![mount];
     }
     let entries = std::fs::read_dir(&mount).into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|path| path.join("cgroup.procs").exists()).collect();
+    let mut found: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join("cgroup.procs").exists())
+        .collect();
     found.sort();
     found
 }
@@ -48,7 +50,9 @@ pub fn hierarchies() -> Vec<PathBuf> {
 fn register() -> anyhow::Result<PathBuf> {
     let found = hierarchies();
     let preferred = found.iter().find(|path| path.ends_with("pids")).or(found.first());
-    preferred.cloned().with_context(|| format!("no control groups are mounted below {MOUNT}"))
+    preferred
+        .cloned()
+        .with_context(|| format!("no control groups are mounted below {MOUNT}"))
 }
 
 /// A group that processes can join.
@@ -63,14 +67,21 @@ impl Group {
     /// Makes the group `path` and the leaf for its own processes.
     pub fn create(path: &str) -> anyhow::Result<Self> {
         let folder = register()?.join(path.trim_start_matches('/')).join(LEAF);
-        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the control group {}", folder.display()))?;
-        Ok(Self { path: path.to_owned(), folder })
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make the control group {}", folder.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            folder,
+        })
     }
 
     /// The file to write `0` to in order to join.
     pub fn door(&self) -> anyhow::Result<File> {
         let file = self.folder.join("cgroup.procs");
-        OpenOptions::new().write(true).open(&file).with_context(|| format!("cannot open {}", file.display()))
+        OpenOptions::new()
+            .write(true)
+            .open(&file)
+            .with_context(|| format!("cannot open {}", file.display()))
     }
 }
 
@@ -101,7 +112,11 @@ pub fn kill_all(name: &str) -> anyhow::Result<()> {
         if pids.is_empty() {
             return Ok(());
         }
-        let killed: Vec<OwnedFd> = pids.into_iter().filter(|pid| *pid > 1).filter_map(|pid| kill(pid, name)).collect();
+        let killed: Vec<OwnedFd> = pids
+            .into_iter()
+            .filter(|pid| *pid > 1)
+            .filter_map(|pid| kill(pid, name))
+            .collect();
         for process in &killed {
             gone(process, KILL_WAIT);
         }
@@ -114,7 +129,9 @@ pub fn kill_all(name: &str) -> anyhow::Result<()> {
 fn kill(pid: i32, name: &str) -> Option<OwnedFd> {
     let process = pidfd(pid)?;
     let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let member = groups.lines().any(|line| line.split(':').nth(2).is_some_and(|path| within(path, name)));
+    let member = groups
+        .lines()
+        .any(|line| line.split(':').nth(2).is_some_and(|path| within(path, name)));
     if !member {
         return None;
     }
@@ -154,7 +171,10 @@ fn gone(process: &OwnedFd, limit: Duration) -> bool {
 pub fn remove(name: &str) -> anyhow::Result<()> {
     let mut last = None;
     for _ in 0..REMOVE_ROUNDS {
-        last = hierarchies().iter().filter_map(|root| remove_folder(&root.join(name)).err()).next();
+        last = hierarchies()
+            .iter()
+            .filter_map(|root| remove_folder(&root.join(name)).err())
+            .next();
         if last.is_none() {
             return Ok(());
         }

@@ -92,8 +92,18 @@ impl ClusterBuilder {
             Err(error) => return Err(crate::scenario::with_logs(error, lab.nodes(), "start")),
         };
         let took = begin.elapsed();
-        println!("cluster of {} Ready in {:.2} s", 1 + agents.len(), took.as_secs_f64());
-        Ok(Cluster { client, server, agents, took, lab })
+        println!(
+            "cluster of {} Ready in {:.2} s",
+            1 + agents.len(),
+            took.as_secs_f64()
+        );
+        Ok(Cluster {
+            client,
+            server,
+            agents,
+            took,
+            lab,
+        })
     }
 
     async fn archives(&self, lab: &Lab) -> anyhow::Result<Vec<PathBuf>> {
@@ -107,7 +117,12 @@ impl ClusterBuilder {
         Ok(archives)
     }
 
-    async fn bring_up(&self, server: &Arc<Node>, agents: &[Arc<Node>], archives: &[PathBuf]) -> anyhow::Result<Client> {
+    async fn bring_up(
+        &self,
+        server: &Arc<Node>,
+        agents: &[Arc<Node>],
+        archives: &[PathBuf],
+    ) -> anyhow::Result<Client> {
         for node in std::iter::once(server).chain(agents) {
             for (path, text) in &self.files {
                 node.write(path, text)?;
@@ -115,7 +130,8 @@ impl ClusterBuilder {
         }
         server.start_role("server", &self.server_args).await?;
         let client = access::client(&server.outside("/etc/skiff/skiff.yaml"), server.sockets()).await?;
-        let token = std::fs::read_to_string(server.data("server/node-token")).context("the server wrote no token")?;
+        let token =
+            std::fs::read_to_string(server.data("server/node-token")).context("the server wrote no token")?;
         let mut more = vec![
             "--server".to_owned(),
             format!("https://{}:6443", server.address),
@@ -133,7 +149,13 @@ impl ClusterBuilder {
             agent.start_role("agent", &more).await?;
             import(agent).await
         });
-        let own = async { if self.control_plane_only { Ok(()) } else { import(server).await } };
+        let own = async {
+            if self.control_plane_only {
+                Ok(())
+            } else {
+                import(server).await
+            }
+        };
         tokio::try_join!(own, futures::future::try_join_all(starts))?;
         let mut names: Vec<String> = agents.iter().map(|agent| agent.name.clone()).collect();
         if !self.control_plane_only {
@@ -159,9 +181,18 @@ pub async fn nodes_ready(client: &Client, names: &[String]) -> anyhow::Result<()
                     None => Some(format!("{name}: no Ready condition")),
                 }
             })
-            .chain(names.iter().filter(|name| !nodes.iter().any(|node| node.name_any() == **name)).map(|name| format!("{name}: not registered")))
+            .chain(
+                names
+                    .iter()
+                    .filter(|name| !nodes.iter().any(|node| node.name_any() == **name))
+                    .map(|name| format!("{name}: not registered")),
+            )
             .collect();
-        if missing.is_empty() { Ok(()) } else { Err(missing.join("; ")) }
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(missing.join("; "))
+        }
     })
     .await
     .context("nodes are not Ready")
@@ -190,12 +221,17 @@ impl Cluster {
 
     /// Server and agents.
     pub fn nodes(&self) -> Vec<Arc<Node>> {
-        std::iter::once(self.server.clone()).chain(self.agents.iter().cloned()).collect()
+        std::iter::once(self.server.clone())
+            .chain(self.agents.iter().cloned())
+            .collect()
     }
 
     /// The node of that name.
     pub fn node(&self, name: &str) -> anyhow::Result<Arc<Node>> {
-        self.nodes().into_iter().find(|node| node.name == name).with_context(|| format!("there is no node {name}"))
+        self.nodes()
+            .into_iter()
+            .find(|node| node.name == name)
+            .with_context(|| format!("there is no node {name}"))
     }
 
     /// An API of the namespace `default`.
@@ -214,7 +250,12 @@ impl Cluster {
 
     /// Runs kubectl on the server to its end, however that is.
     pub async fn kubectl_raw(&self, args: &[&str], input: Option<&str>) -> anyhow::Result<Output> {
-        process::run(self.server.command("kubectl", args)?, input.map(str::as_bytes), COMMAND_LIMIT).await
+        process::run(
+            self.server.command("kubectl", args)?,
+            input.map(str::as_bytes),
+            COMMAND_LIMIT,
+        )
+        .await
     }
 
     /// Runs kubectl on the server; what it prints.
@@ -224,7 +265,9 @@ impl Cluster {
 
     /// `kubectl apply -f -`.
     pub async fn apply(&self, manifest: &str) -> anyhow::Result<String> {
-        self.kubectl_raw(&["apply", "-f", "-"], Some(manifest)).await?.ok()
+        self.kubectl_raw(&["apply", "-f", "-"], Some(manifest))
+            .await?
+            .ok()
     }
 
     /// Runs a program in a pod's container (the first, if none is named as
@@ -241,10 +284,16 @@ impl Cluster {
     }
 
     /// Waits until a pod of `default` is as wanted.
-    pub async fn pod<T>(&self, name: &str, mut judge: impl FnMut(&Pod) -> Result<T, String>) -> anyhow::Result<T> {
+    pub async fn pod<T>(
+        &self,
+        name: &str,
+        mut judge: impl FnMut(&Pod) -> Result<T, String>,
+    ) -> anyhow::Result<T> {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
         until(self.api::<Pod>(), config, PATIENCE, |pods| match pods.first() {
-            Some(pod) => judge(pod).map_err(|why| format!("{why}; the pod is {}", crate::scenario::brief(pod))),
+            Some(pod) => {
+                judge(pod).map_err(|why| format!("{why}; the pod is {}", crate::scenario::brief(pod)))
+            }
             None => Err("there is no such pod".to_owned()),
         })
         .await
@@ -253,7 +302,14 @@ impl Cluster {
 
     /// Waits until a pod is Running and Ready.
     pub async fn pod_ready(&self, name: &str) -> anyhow::Result<Pod> {
-        self.pod(name, |pod| if is_ready(pod) { Ok(pod.clone()) } else { Err("not Ready".to_owned()) }).await
+        self.pod(name, |pod| {
+            if is_ready(pod) {
+                Ok(pod.clone())
+            } else {
+                Err("not Ready".to_owned())
+            }
+        })
+        .await
     }
 
     /// Waits until exactly `count` pods match the labels and all are Ready.
@@ -274,6 +330,10 @@ impl Cluster {
 /// Whether a pod is Running and Ready, and not on its way out.
 pub fn is_ready(pod: &Pod) -> bool {
     let status = pod.status.clone().unwrap_or_default();
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|c| c.type_ == "Ready" && c.status == "True");
     ready && status.phase.as_deref() == Some("Running") && pod.metadata.deletion_timestamp.is_none()
 }

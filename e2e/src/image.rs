@@ -64,7 +64,14 @@ impl Image {
             entries: Vec::new(),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
         };
-        for (path, mode) in [("tmp", 0o1777), ("proc", 0o755), ("sys", 0o755), ("dev", 0o755), ("etc", 0o755), ("run", 0o755)] {
+        for (path, mode) in [
+            ("tmp", 0o1777),
+            ("proc", 0o755),
+            ("sys", 0o755),
+            ("dev", 0o755),
+            ("etc", 0o755),
+            ("run", 0o755),
+        ] {
             image.entries.push((path.to_owned(), Entry::Folder(mode)));
         }
         let text = |text: &str| Entry::Text(text.to_owned());
@@ -92,9 +99,14 @@ impl Image {
         for folder in ["var/log/nginx", "var/lib/nginx", "usr/share/nginx/html"] {
             image.entries.push((folder.to_owned(), Entry::Folder(0o755)));
         }
-        image.entries.push(("etc/nginx/nginx.conf".to_owned(), Entry::Text(NGINX_CONF.to_owned())));
+        image.entries.push((
+            "etc/nginx/nginx.conf".to_owned(),
+            Entry::Text(NGINX_CONF.to_owned()),
+        ));
         let page = Entry::Text("the page of the image\n".to_owned());
-        image.entries.push(("usr/share/nginx/html/index.html".to_owned(), page));
+        image
+            .entries
+            .push(("usr/share/nginx/html/index.html".to_owned(), page));
         Ok(image)
     }
 
@@ -106,7 +118,10 @@ impl Image {
 
     /// One more file, so that two images differ.
     pub fn with_file(mut self, path: &str, text: &str) -> Self {
-        self.entries.push((path.trim_start_matches('/').to_owned(), Entry::Text(text.to_owned())));
+        self.entries.push((
+            path.trim_start_matches('/').to_owned(),
+            Entry::Text(text.to_owned()),
+        ));
         self
     }
 
@@ -117,10 +132,17 @@ impl Image {
 
     fn add_busybox(&mut self) -> anyhow::Result<()> {
         let output = Command::new(BUSYBOX_PROGRAM).arg("--list").output();
-        let output = output.with_context(|| format!("{BUSYBOX_PROGRAM}: install it with `apt-get install busybox-static`"))?;
-        self.entries.push(("bin/busybox".to_owned(), Entry::Host(BUSYBOX_PROGRAM.into())));
-        for applet in String::from_utf8_lossy(&output.stdout).lines().filter(|applet| *applet != "busybox") {
-            self.entries.push((format!("bin/{applet}"), Entry::Link("/bin/busybox".to_owned())));
+        let output = output.with_context(|| {
+            format!("{BUSYBOX_PROGRAM}: install it with `apt-get install busybox-static`")
+        })?;
+        self.entries
+            .push(("bin/busybox".to_owned(), Entry::Host(BUSYBOX_PROGRAM.into())));
+        for applet in String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter(|applet| *applet != "busybox")
+        {
+            self.entries
+                .push((format!("bin/{applet}"), Entry::Link("/bin/busybox".to_owned())));
         }
         Ok(())
     }
@@ -131,9 +153,15 @@ impl Image {
         }
         let output = Command::new("ldd").arg(program).output().context("ldd")?;
         let listing = String::from_utf8_lossy(&output.stdout).into_owned();
-        self.entries.push((program.trim_start_matches('/').to_owned(), Entry::Host(program.into())));
+        self.entries.push((
+            program.trim_start_matches('/').to_owned(),
+            Entry::Host(program.into()),
+        ));
         for library in libraries(&listing) {
-            self.entries.push((library.trim_start_matches('/').to_owned(), Entry::Host(library.into())));
+            self.entries.push((
+                library.trim_start_matches('/').to_owned(),
+                Entry::Host(library.into()),
+            ));
         }
         Ok(())
     }
@@ -168,7 +196,11 @@ impl Image {
     /// Writes the image as an OCI archive.
     pub fn write(&self, file: &Path) -> anyhow::Result<()> {
         let layer = self.layer()?;
-        let architecture = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+        let architecture = if cfg!(target_arch = "x86_64") {
+            "amd64"
+        } else {
+            "arm64"
+        };
         let config = serde_json::to_vec(&json!({
             "architecture": architecture,
             "os": "linux",
@@ -199,9 +231,19 @@ impl Image {
             }],
         }))?;
         let mut tar = tar::Builder::new(Vec::new());
-        append(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        append(
+            &mut tar,
+            "oci-layout",
+            0o644,
+            br#"{"imageLayoutVersion":"1.0.0"}"#,
+        )?;
         for blob in [&layer, &config, &manifest] {
-            append(&mut tar, &format!("blobs/{}", digest(blob).replace(':', "/")), 0o644, blob)?;
+            append(
+                &mut tar,
+                &format!("blobs/{}", digest(blob).replace(':', "/")),
+                0o644,
+                blob,
+            )?;
         }
         append(&mut tar, "index.json", 0o644, &index)?;
         std::fs::write(file, tar.into_inner()?).with_context(|| file.display().to_string())
@@ -212,7 +254,8 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, bytes: &[u8]) 
     let mut header = tar::Header::new_gnu();
     header.set_size(bytes.len() as u64);
     header.set_mode(mode);
-    tar.append_data(&mut header, path, bytes).with_context(|| path.to_owned())
+    tar.append_data(&mut header, path, bytes)
+        .with_context(|| path.to_owned())
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -225,7 +268,11 @@ fn digest(bytes: &[u8]) -> String {
 fn libraries(listing: &str) -> BTreeSet<String> {
     let file = |line: &str| {
         let right = line.split_once("=>").map_or(line, |(_, right)| right);
-        right.split_whitespace().next().filter(|word| word.starts_with('/')).map(str::to_owned)
+        right
+            .split_whitespace()
+            .next()
+            .filter(|word| word.starts_with('/'))
+            .map(str::to_owned)
     };
     listing.lines().filter_map(file).collect()
 }
@@ -236,7 +283,8 @@ mod tests {
 
     #[test]
     fn libraries_are_read_from_the_listing() {
-        let listing = "\tlinux-vdso.so.1 (0x1)\n\tlibz.so.1 => /lib/x/libz.so.1 (0x2)\n\t/lib64/ld.so.2 (0x3)\n";
+        let listing =
+            "\tlinux-vdso.so.1 (0x1)\n\tlibz.so.1 => /lib/x/libz.so.1 (0x2)\n\t/lib64/ld.so.2 (0x3)\n";
         let want: BTreeSet<String> = ["/lib/x/libz.so.1", "/lib64/ld.so.2"].map(str::to_owned).into();
         assert_eq!(libraries(listing), want);
         assert!(libraries("\tnot a dynamic executable\n").is_empty());

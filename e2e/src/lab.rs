@@ -62,7 +62,11 @@ fn base() -> PathBuf {
 async fn lock(base: &Path) -> anyhow::Result<Flock<File>> {
     let path = base.join("skiff-e2e.lock");
     let open = || {
-        OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("cannot open {}", path.display()))
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))
     };
     let mut file = open()?;
     loop {
@@ -115,10 +119,21 @@ impl Lab {
         let name = format!("{PREFIX}{:08x}", rand::random::<u32>());
         let folder = base.join(&name);
         std::fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let cleaner = Cleaner { name: name.clone(), folder: folder.clone(), _lock: lock };
+        let cleaner = Cleaner {
+            name: name.clone(),
+            folder: folder.clone(),
+            _lock: lock,
+        };
         let skiff = tokio::task::spawn_blocking(binary::skiff).await??;
         let lan = Space::create(Group::create(&format!("/{name}/lan"))?)?;
-        let lab = Self { name, folder, nodes: Vec::new(), lan, skiff, _cleaner: cleaner };
+        let lab = Self {
+            name,
+            folder,
+            nodes: Vec::new(),
+            lan,
+            skiff,
+            _cleaner: cleaner,
+        };
         let script = format!(
             "mount --make-rprivate /
              ip link set lo up
@@ -172,11 +187,17 @@ impl Lab {
 
     /// Cuts a node off from the others: its cable is pulled.
     pub async fn unplug(&self, node: &Node) -> anyhow::Result<()> {
-        self.on_lan("ip", &["link", "set", &node::lan_port(&node.name), "down"]).await?.ok().map(drop)
+        self.on_lan("ip", &["link", "set", &node::lan_port(&node.name), "down"])
+            .await?
+            .ok()
+            .map(drop)
     }
 
     /// Puts the cable back.
     pub async fn plug(&self, node: &Node) -> anyhow::Result<()> {
-        self.on_lan("ip", &["link", "set", &node::lan_port(&node.name), "up"]).await?.ok().map(drop)
+        self.on_lan("ip", &["link", "set", &node::lan_port(&node.name), "up"])
+            .await?
+            .ok()
+            .map(drop)
     }
 }

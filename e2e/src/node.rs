@@ -69,7 +69,8 @@ impl Node {
     ) -> anyhow::Result<Self> {
         let folder = lab.join(name);
         for part in ["lib", "log", "home"] {
-            std::fs::create_dir_all(folder.join(part)).with_context(|| format!("cannot make {}", folder.display()))?;
+            std::fs::create_dir_all(folder.join(part))
+                .with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let node = Self {
             name: name.to_owned(),
@@ -108,7 +109,10 @@ impl Node {
             folder = node.folder.display(),
             skiff = skiff.display(),
         );
-        node.sh(&script).await?.ok().with_context(|| format!("cannot set up node {name}"))?;
+        node.sh(&script)
+            .await?
+            .ok()
+            .with_context(|| format!("cannot set up node {name}"))?;
         Ok(node)
     }
 
@@ -131,7 +135,11 @@ impl Node {
     pub fn command(&self, program: &str, args: &[&str]) -> anyhow::Result<Command> {
         let mut command = Command::new(program);
         command.args(args).env_clear();
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()));
+        command.env(
+            "PATH",
+            std::env::var_os("PATH")
+                .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+        );
         command.env("HOME", self.folder.join("home"));
         command.env("KUBECONFIG", "/etc/skiff/skiff.yaml");
         command.env("RUST_BACKTRACE", "1");
@@ -161,7 +169,12 @@ impl Node {
 
     /// The arguments every role needs here.
     pub fn role_arguments(&self) -> Vec<String> {
-        vec!["--node-name".to_owned(), self.name.clone(), "--cgroup-root".to_owned(), self.cgroup_root().to_owned()]
+        vec![
+            "--node-name".to_owned(),
+            self.name.clone(),
+            "--cgroup-root".to_owned(),
+            self.cgroup_root().to_owned(),
+        ]
     }
 
     /// Starts a role (`server` or `agent`) in the background and waits until it
@@ -203,7 +216,10 @@ impl Node {
             let mut buffer = [0; NOTIFY_BYTES];
             loop {
                 let length = notify.recv(&mut buffer).await?;
-                if String::from_utf8_lossy(&buffer[..length]).lines().any(|line| line == "READY=1") {
+                if String::from_utf8_lossy(&buffer[..length])
+                    .lines()
+                    .any(|line| line == "READY=1")
+                {
                     return anyhow::Ok(());
                 }
             }
@@ -217,12 +233,18 @@ impl Node {
 
     /// The running skiff.
     pub fn process(&self) -> anyhow::Result<Process> {
-        self.running.lock().clone().with_context(|| format!("skiff was not started on {}", self.name))
+        self.running
+            .lock()
+            .clone()
+            .with_context(|| format!("skiff was not started on {}", self.name))
     }
 
     /// Kills skiff as a crash would: no chance to say good-bye. Pods stay.
     pub async fn kill(&self) -> anyhow::Result<()> {
-        self.process()?.signal(Signal::SIGKILL, STOP_LIMIT).await.map(drop)
+        self.process()?
+            .signal(Signal::SIGKILL, STOP_LIMIT)
+            .await
+            .map(drop)
     }
 
     /// Stops skiff in order. Pods stay.
@@ -242,7 +264,10 @@ impl Node {
 
     /// Loads an image archive into the node.
     pub async fn import(&self, archive: &Path) -> anyhow::Result<()> {
-        self.skiff(&["images", "import", &archive.display().to_string()]).await?.ok().map(drop)
+        self.skiff(&["images", "import", &archive.display().to_string()])
+            .await?
+            .ok()
+            .map(drop)
     }
 
     /// A file the node has below `/var/lib/skiff`, as seen from outside.
@@ -266,7 +291,12 @@ impl Node {
 
     /// A process of this node whose command line contains `marker`.
     pub fn find_process(&self, marker: &str) -> anyhow::Result<i32> {
-        let lab = self.cgroup_root().trim_start_matches('/').split('/').next().unwrap_or_default();
+        let lab = self
+            .cgroup_root()
+            .trim_start_matches('/')
+            .split('/')
+            .next()
+            .unwrap_or_default();
         let found = cgroup::members(lab).into_iter().find(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&line).contains(marker)
@@ -276,7 +306,11 @@ impl Node {
 
     fn log_file(&self) -> anyhow::Result<File> {
         let path = self.folder.join("skiff.log");
-        OpenOptions::new().create(true).append(true).open(&path).with_context(|| path.display().to_string())
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| path.display().to_string())
     }
 
     /// Everything skiff has logged here so far.

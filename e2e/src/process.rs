@@ -30,7 +30,13 @@ impl Output {
         if self.status.success() {
             return Ok(self.stdout);
         }
-        bail!("{}: {}\nstdout: {}\nstderr: {}", self.command, self.status, self.stdout.trim(), self.stderr.trim())
+        bail!(
+            "{}: {}\nstdout: {}\nstderr: {}",
+            self.command,
+            self.status,
+            self.stdout.trim(),
+            self.stderr.trim()
+        )
     }
 
     /// The standard error, if the program failed.
@@ -38,7 +44,11 @@ impl Output {
         if !self.status.success() {
             return Ok(self.stderr);
         }
-        bail!("{}: succeeded, and should not have\nstdout: {}", self.command, self.stdout.trim())
+        bail!(
+            "{}: succeeded, and should not have\nstdout: {}",
+            self.command,
+            self.stdout.trim()
+        )
     }
 }
 
@@ -46,10 +56,17 @@ impl Output {
 /// the error, with what it wrote until then.
 pub async fn run(mut command: Command, input: Option<&[u8]>, limit: Duration) -> anyhow::Result<Output> {
     let shown = show(&command);
-    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdin(if input.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut command = tokio::process::Command::from(command);
-    let mut child = command.kill_on_drop(true).spawn().with_context(|| shown.clone())?;
+    let mut child = command
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| shown.clone())?;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let (stdin, mut out, mut err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let work = async {
@@ -81,7 +98,11 @@ pub async fn run(mut command: Command, input: Option<&[u8]>, limit: Duration) ->
             stdout: text(&stdout),
             stderr: text(&stderr),
         }),
-        Err(_) => bail!("{shown}: not done within {limit:?}\nstdout: {}\nstderr: {}", text(&stdout), text(&stderr)),
+        Err(_) => bail!(
+            "{shown}: not done within {limit:?}\nstdout: {}\nstderr: {}",
+            text(&stdout),
+            text(&stderr)
+        ),
     }
 }
 
@@ -112,10 +133,12 @@ impl Process {
         let pid = i32::try_from(child.id())?;
         let (sender, ended) = watch::channel(None);
         // One thread each, so that the end is seen also while nobody waits.
-        std::thread::Builder::new().name("reaper".to_owned()).spawn(move || {
-            let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(-1));
-            sender.send_replace(Some(status));
-        })?;
+        std::thread::Builder::new()
+            .name("reaper".to_owned())
+            .spawn(move || {
+                let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(-1));
+                sender.send_replace(Some(status));
+            })?;
         Ok(Self { pid, ended })
     }
 
@@ -136,7 +159,8 @@ impl Process {
     /// Sends a signal and waits for the end.
     pub async fn signal(&self, signal: Signal, limit: Duration) -> anyhow::Result<ExitStatus> {
         if self.is_running() {
-            kill(Pid::from_raw(self.pid), signal).with_context(|| format!("{signal} to process {}", self.pid))?;
+            kill(Pid::from_raw(self.pid), signal)
+                .with_context(|| format!("{signal} to process {}", self.pid))?;
         }
         match tokio::time::timeout(limit, self.ended()).await {
             Ok(status) => Ok(status),

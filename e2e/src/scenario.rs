@@ -18,7 +18,11 @@ const TAIL_LINES: usize = 60;
 
 /// Runs a test on a cluster. A failure carries the ends of all logs and says
 /// where the whole logs are kept.
-pub fn on_cluster(name: &str, builder: ClusterBuilder, body: impl AsyncFnOnce(&Cluster) -> anyhow::Result<()>) {
+pub fn on_cluster(
+    name: &str,
+    builder: ClusterBuilder,
+    body: impl AsyncFnOnce(&Cluster) -> anyhow::Result<()>,
+) {
     run(async {
         let cluster = match builder.start().await {
             Ok(cluster) => cluster,
@@ -46,7 +50,10 @@ pub fn on_lab(name: &str, body: impl AsyncFnOnce(&mut Lab) -> anyhow::Result<()>
 }
 
 fn run(test: impl Future<Output = anyhow::Result<()>>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let outcome = runtime.block_on(test);
         runtime.shutdown_background();
@@ -64,7 +71,10 @@ async fn guarded(body: impl Future<Output = anyhow::Result<()>>) -> anyhow::Resu
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            Err(anyhow::anyhow!("{}", text.unwrap_or_else(|| "the test panicked".to_owned())))
+            Err(anyhow::anyhow!(
+                "{}",
+                text.unwrap_or_else(|| "the test panicked".to_owned())
+            ))
         }
     }
 }
@@ -98,7 +108,11 @@ async fn overview(cluster: &Cluster) -> String {
 pub fn with_logs(error: anyhow::Error, nodes: &[Arc<Node>], name: &str) -> anyhow::Error {
     let mut text = format!("{error:#}\n");
     for node in nodes {
-        text.push_str(&format!("--- skiff on {}\n{}\n", node.name, node.log_tail(TAIL_LINES)));
+        text.push_str(&format!(
+            "--- skiff on {}\n{}\n",
+            node.name,
+            node.log_tail(TAIL_LINES)
+        ));
     }
     match keep(nodes, name) {
         Ok(folder) => text.push_str(&format!("--- whole logs: {}\n", folder.display())),
@@ -116,7 +130,10 @@ fn keep(nodes: &[Arc<Node>], name: &str) -> anyhow::Result<PathBuf> {
             let own = file.file_name().unwrap_or_default().to_string_lossy();
             std::fs::copy(file, folder.join(format!("{}-{own}", node.name)))?;
         }
-        copy_folder(&node.folder.join("log"), &folder.join(format!("{}-log", node.name)));
+        copy_folder(
+            &node.folder.join("log"),
+            &folder.join(format!("{}-log", node.name)),
+        );
     }
     Ok(folder)
 }
@@ -136,11 +153,24 @@ fn copy_folder(from: &Path, to: &Path) {
 /// A pod in a few words: phase and what its containers wait for.
 pub fn brief(pod: &Pod) -> String {
     let status = pod.status.clone().unwrap_or_default();
-    let mut text = format!("{} {}", pod.name_any(), status.phase.unwrap_or_else(|| "without phase".to_owned()));
-    for container in status.init_container_statuses.iter().chain(&status.container_statuses).flatten() {
+    let mut text = format!(
+        "{} {}",
+        pod.name_any(),
+        status.phase.unwrap_or_else(|| "without phase".to_owned())
+    );
+    for container in status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten()
+    {
         let state = container.state.clone().unwrap_or_default();
         let why = match (state.waiting, state.terminated) {
-            (Some(waiting), _) => format!("{} {}", waiting.reason.unwrap_or_default(), waiting.message.unwrap_or_default()),
+            (Some(waiting), _) => format!(
+                "{} {}",
+                waiting.reason.unwrap_or_default(),
+                waiting.message.unwrap_or_default()
+            ),
             (_, Some(ended)) => format!("{} {}", ended.reason.unwrap_or_default(), ended.exit_code),
             _ => continue,
         };

@@ -46,10 +46,19 @@ exec sleep infinity
 
 /// What is compared, each a command whose output lines are a set.
 const VIEWS: [(&str, &str); 6] = [
-    ("links", "ip -o link | sed 's/^[0-9]*: //'; ip -o addr | sed 's/^[0-9]*: //'; ip route show table all; ip neigh show nud permanent"),
+    (
+        "links",
+        "ip -o link | sed 's/^[0-9]*: //'; ip -o addr | sed 's/^[0-9]*: //'; ip route show table all; ip neigh show nud permanent",
+    ),
     ("rules", "nft list ruleset"),
-    ("mounts", "sed 's/^[0-9]* [0-9]* //; s/ shared:[0-9]*//' /proc/self/mountinfo"),
-    ("processes", "ps -eo stat=,comm= | grep -v '^Z' | sed 's/^[^ ]* *//' | grep -vxE 'ps|sh|grep|sed|sort'"),
+    (
+        "mounts",
+        "sed 's/^[0-9]* [0-9]* //; s/ shared:[0-9]*//' /proc/self/mountinfo",
+    ),
+    (
+        "processes",
+        "ps -eo stat=,comm= | grep -v '^Z' | sed 's/^[^ ]* *//' | grep -vxE 'ps|sh|grep|sed|sort'",
+    ),
     (
         "files",
         "find /usr/local /etc /var/lib /var/log /run /opt /tmp /root -xdev \\( -path /run/overlay -o -path /var/lib/dpkg \\) -prune \
@@ -94,9 +103,15 @@ impl Machine {
             }
             join.push_str(&format!("echo $$ >{}/cgroup.procs\n", folder.display()));
         }
-        let script = format!("{join}exec unshare --pid --fork --mount --mount-proc --uts --ipc --cgroup sh -ec '{}'", SETUP.replace('\'', "'\\''"));
+        let script = format!(
+            "{join}exec unshare --pid --fork --mount --mount-proc --uts --ipc --cgroup sh -ec '{}'",
+            SETUP.replace('\'', "'\\''")
+        );
         let command = node.command("sh", &["-ec", &script])?;
-        let log = OpenOptions::new().create(true).append(true).open(node.folder.join("skiff.log"))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(node.folder.join("skiff.log"))?;
         let outer = Process::start(command, log)?;
         let first = retry(PATIENCE, async || {
             ensure!(outer.is_running(), "the machine did not boot: {}", node.log());
@@ -113,7 +128,10 @@ impl Machine {
     /// Runs a script on it.
     pub async fn sh(&self, script: &str) -> anyhow::Result<Output> {
         let target = self.first.to_string();
-        let args = ["--target", &target, "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--net", "--wd=/", "sh", "-ec", script];
+        let args = [
+            "--target", &target, "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--net", "--wd=/", "sh",
+            "-ec", script,
+        ];
         process::run(self.node.command("nsenter", &args)?, None, LIMIT).await
     }
 
@@ -131,7 +149,9 @@ impl Machine {
 /// Gives a group and those above it the values of the root, where they are empty.
 fn inherit(root: &std::path::Path, group: &str, file: &str) -> anyhow::Result<()> {
     let mut folder = root.to_path_buf();
-    let Ok(mut value) = std::fs::read_to_string(folder.join(file)) else { return Ok(()) };
+    let Ok(mut value) = std::fs::read_to_string(folder.join(file)) else {
+        return Ok(());
+    };
     for part in group.split('/') {
         folder.push(part);
         let path = folder.join(file);
@@ -157,7 +177,10 @@ mod tests {
         };
         let before = snapshot(&["lo", "eth0"], &[]);
         let after = snapshot(&["lo", "skiff0"], &["table ip skiff"]);
-        assert_eq!(after.changes_since(&before), ["links: + skiff0", "links: - eth0", "rules: + table ip skiff"]);
+        assert_eq!(
+            after.changes_since(&before),
+            ["links: + skiff0", "links: - eth0", "rules: + table ip skiff"]
+        );
         assert!(before.changes_since(&before).is_empty());
     }
 }

@@ -36,7 +36,10 @@ impl Space {
     /// Makes namespaces whose processes are members of `group`.
     pub fn create(group: Group) -> anyhow::Result<Self> {
         let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let door = group.door()?;
         // SAFETY: only async-signal-safe system calls between fork and exec.
         unsafe {
@@ -46,13 +49,20 @@ impl Space {
                 Ok(())
             });
         }
-        let anchor = command.spawn().context("cannot make namespaces: the tests need root")?;
+        let anchor = command
+            .spawn()
+            .context("cannot make namespaces: the tests need root")?;
         let open = |kind: &str| {
             let path = format!("/proc/{}/ns/{kind}", anchor.id());
             File::open(&path).map(Arc::new).with_context(|| path)
         };
         let (net, mount) = (open("net")?, open("mnt")?);
-        Ok(Self { anchor, net, mount, group })
+        Ok(Self {
+            anchor,
+            net,
+            mount,
+            group,
+        })
     }
 
     /// The process to name where a tool wants a namespace by process.
@@ -82,7 +92,9 @@ impl Space {
 
     /// Something that makes sockets inside, usable from anywhere.
     pub fn sockets(&self) -> Sockets {
-        Sockets { net: self.net.clone() }
+        Sockets {
+            net: self.net.clone(),
+        }
     }
 }
 
@@ -96,7 +108,11 @@ impl Drop for Space {
 fn join(door: &File) -> io::Result<()> {
     // SAFETY: the buffer is one byte long and the descriptor is open.
     let written = unsafe { libc::write(door.as_raw_fd(), b"0".as_ptr().cast(), 1) };
-    if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if written == 1 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Makes sockets inside a network namespace.
@@ -109,12 +125,16 @@ impl Sockets {
     fn make(&self) -> io::Result<OwnedFd> {
         let net = self.net.clone();
         // A thread of its own, since it cannot be trusted to anybody afterwards.
-        let thread = std::thread::Builder::new().name("socket".to_owned()).spawn(move || {
-            setns(&*net, CloneFlags::CLONE_NEWNET)?;
-            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-            Ok(socket(AddressFamily::Inet, SockType::Stream, flags, None)?)
-        })?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the socket thread panicked")))
+        let thread = std::thread::Builder::new()
+            .name("socket".to_owned())
+            .spawn(move || {
+                setns(&*net, CloneFlags::CLONE_NEWNET)?;
+                let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+                Ok(socket(AddressFamily::Inet, SockType::Stream, flags, None)?)
+            })?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the socket thread panicked")))
     }
 
     /// Listens inside.
@@ -129,6 +149,8 @@ impl Sockets {
     /// Connects from inside to an address as seen inside.
     pub async fn connect(&self, address: SocketAddr) -> io::Result<tokio::net::TcpStream> {
         let stream = std::net::TcpStream::from(self.make()?);
-        tokio::net::TcpSocket::from_std_stream(stream).connect(address).await
+        tokio::net::TcpSocket::from_std_stream(stream)
+            .connect(address)
+            .await
     }
 }

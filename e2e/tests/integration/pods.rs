@@ -5,17 +5,22 @@ use std::net::SocketAddr;
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
+use skiff_e2e::Cluster;
 use skiff_e2e::access::{self, PATIENCE, retry};
 use skiff_e2e::image::BUSYBOX;
 use skiff_e2e::scenario::on_cluster;
-use skiff_e2e::Cluster;
 
 use crate::registry::waits_for;
 use crate::support::{IDLE, contains, script_pod, single};
 
 fn first(pod: &Pod) -> ContainerStatus {
     let status = pod.status.clone().unwrap_or_default();
-    status.container_statuses.unwrap_or_default().into_iter().next().unwrap_or_default()
+    status
+        .container_statuses
+        .unwrap_or_default()
+        .into_iter()
+        .next()
+        .unwrap_or_default()
 }
 
 fn ended(status: &ContainerStatus) -> Option<(String, i32)> {
@@ -68,28 +73,66 @@ fn life_and_death() {
             cluster
                 .pod(name, |pod| {
                     let phase = pod.status.clone().unwrap_or_default().phase.unwrap_or_default();
-                    if phase == want { Ok(first(pod)) } else { Err(format!("{phase}, not {want}")) }
+                    if phase == want {
+                        Ok(first(pod))
+                    } else {
+                        Err(format!("{phase}, not {want}"))
+                    }
                 })
                 .await
         };
         let once = phase("once", "Failed").await?;
-        ensure!(ended(&once) == Some(("Error".to_owned(), 3)) && once.restart_count == 0, "{once:?}");
+        ensure!(
+            ended(&once) == Some(("Error".to_owned(), 3)) && once.restart_count == 0,
+            "{once:?}"
+        );
         let well = phase("well", "Succeeded").await?;
-        ensure!(ended(&well) == Some(("Completed".to_owned(), 0)) && well.restart_count == 0, "{well:?}");
+        ensure!(
+            ended(&well) == Some(("Completed".to_owned(), 0)) && well.restart_count == 0,
+            "{well:?}"
+        );
         cluster.pod("crash", waits_for(&["CrashLoopBackOff"])).await?;
-        cluster.pod("crash", |pod| if first(pod).restart_count >= 2 { Ok(()) } else { Err("fewer than 2 restarts".to_owned()) }).await?;
+        cluster
+            .pod("crash", |pod| {
+                if first(pod).restart_count >= 2 {
+                    Ok(())
+                } else {
+                    Err("fewer than 2 restarts".to_owned())
+                }
+            })
+            .await?;
         let previous = cluster.kubectl(&["logs", "crash", "--previous"]).await?;
         ensure!(previous == "attempt\n", "{previous:?}");
-        contains(&cluster.kubectl(&["describe", "pod", "crash"]).await?, &["Back-off restarting failed container", "BackOff"])?;
+        contains(
+            &cluster.kubectl(&["describe", "pod", "crash"]).await?,
+            &["Back-off restarting failed container", "BackOff"],
+        )?;
 
         let greedy = phase("greedy", "Failed").await?;
-        ensure!(ended(&greedy) == Some(("OOMKilled".to_owned(), 137)), "{greedy:?}");
+        ensure!(
+            ended(&greedy) == Some(("OOMKilled".to_owned(), 137)),
+            "{greedy:?}"
+        );
         phase("steps", "Succeeded").await?;
-        ensure!(cluster.kubectl(&["logs", "steps"]).await? == "one\ntwo\n", "init containers ran otherwise");
+        ensure!(
+            cluster.kubectl(&["logs", "steps"]).await? == "one\ntwo\n",
+            "init containers ran otherwise"
+        );
         phase("stuck", "Failed").await?;
         cluster.pod("absent", waits_for(&["ErrImageNeverPull"])).await?;
-        cluster.pod("unreachable", waits_for(&["ErrImagePull", "ImagePullBackOff"])).await?;
-        contains(&cluster.kubectl(&["get", "pods"]).await?, &["CrashLoopBackOff", "OOMKilled", "Completed", "Init:Error", "ErrImageNeverPull"])?;
+        cluster
+            .pod("unreachable", waits_for(&["ErrImagePull", "ImagePullBackOff"]))
+            .await?;
+        contains(
+            &cluster.kubectl(&["get", "pods"]).await?,
+            &[
+                "CrashLoopBackOff",
+                "OOMKilled",
+                "Completed",
+                "Init:Error",
+                "ErrImageNeverPull",
+            ],
+        )?;
         terminations(cluster).await
     });
 }
@@ -100,7 +143,11 @@ async fn terminations(cluster: &Cluster) -> anyhow::Result<()> {
         cluster.pod_ready(name).await?;
     }
     cluster.exec("hooked", &["ls", "/tmp/started"]).await?.ok()?;
-    for (name, least, most, word) in [("told", 0.0, 1.8, "told"), ("deaf", 1.8, 12.0, ""), ("hooked", 0.0, 12.0, "stopping")] {
+    for (name, least, most, word) in [
+        ("told", 0.0, 1.8, "told"),
+        ("deaf", 1.8, 12.0, ""),
+        ("hooked", 0.0, 12.0, "stopping"),
+    ] {
         let log = async {
             let output = cluster.kubectl_raw(&["logs", "-f", name], None).await?;
             anyhow::Ok(output.stdout)
@@ -124,11 +171,38 @@ fn probes() {
         let touch = format!("{serve} touch /tmp/live; {IDLE}");
         let quick = "periodSeconds: 1, failureThreshold: 1";
         for manifest in [
-            pod("http", &touch, "", &format!("readinessProbe: {{httpGet: {{path: /ok, port: 8080}}, {quick}}},")),
-            pod("tcp", &touch, "", &format!("readinessProbe: {{tcpSocket: {{port: 8080}}, {quick}}},")),
-            pod("never", &touch, "", &format!("readinessProbe: {{httpGet: {{path: /absent, port: 8080}}, {quick}}},")),
-            pod("alive", &touch, "", &format!("livenessProbe: {{exec: {{command: [cat, /tmp/live]}}, {quick}}},")),
-            pod("late", &format!("sleep 2; {touch}"), "", &format!("startupProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1, failureThreshold: 30}}, livenessProbe: {{exec: {{command: [cat, /tmp/live]}}, {quick}}},")),
+            pod(
+                "http",
+                &touch,
+                "",
+                &format!("readinessProbe: {{httpGet: {{path: /ok, port: 8080}}, {quick}}},"),
+            ),
+            pod(
+                "tcp",
+                &touch,
+                "",
+                &format!("readinessProbe: {{tcpSocket: {{port: 8080}}, {quick}}},"),
+            ),
+            pod(
+                "never",
+                &touch,
+                "",
+                &format!("readinessProbe: {{httpGet: {{path: /absent, port: 8080}}, {quick}}},"),
+            ),
+            pod(
+                "alive",
+                &touch,
+                "",
+                &format!("livenessProbe: {{exec: {{command: [cat, /tmp/live]}}, {quick}}},"),
+            ),
+            pod(
+                "late",
+                &format!("sleep 2; {touch}"),
+                "",
+                &format!(
+                    "startupProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1, failureThreshold: 30}}, livenessProbe: {{exec: {{command: [cat, /tmp/live]}}, {quick}}},"
+                ),
+            ),
         ] {
             cluster.apply(&manifest).await?;
         }
@@ -136,24 +210,53 @@ fn probes() {
             cluster.pod_ready(name).await?;
         }
         let late = cluster.pod_ready("late").await?;
-        ensure!(first(&late).restart_count == 0, "the startup probe did not hold back the liveness probe");
+        ensure!(
+            first(&late).restart_count == 0,
+            "the startup probe did not hold back the liveness probe"
+        );
         // Readiness follows the file, in both directions.
         cluster.exec("http", &["rm", "/www/ok"]).await?.ok()?;
-        cluster.pod("http", |pod| if first(pod).ready { Err("still ready".to_owned()) } else { Ok(()) }).await?;
+        cluster
+            .pod("http", |pod| {
+                if first(pod).ready {
+                    Err("still ready".to_owned())
+                } else {
+                    Ok(())
+                }
+            })
+            .await?;
         cluster.exec("http", &["touch", "/www/ok"]).await?.ok()?;
         cluster.pod_ready("http").await?;
         // A failing liveness probe restarts the container, once.
         cluster.exec("alive", &["rm", "/tmp/live"]).await?.ok()?;
-        cluster.pod("alive", |pod| if first(pod).restart_count == 1 && first(pod).ready { Ok(()) } else { Err("not restarted".to_owned()) }).await?;
-        contains(&cluster.kubectl(&["describe", "pod", "alive"]).await?, &["Liveness probe failed", "will be restarted"])?;
+        cluster
+            .pod("alive", |pod| {
+                if first(pod).restart_count == 1 && first(pod).ready {
+                    Ok(())
+                } else {
+                    Err("not restarted".to_owned())
+                }
+            })
+            .await?;
+        contains(
+            &cluster.kubectl(&["describe", "pod", "alive"]).await?,
+            &["Liveness probe failed", "will be restarted"],
+        )?;
         cluster
             .pod("never", |pod| {
                 let status = first(pod);
-                if status.state.clone().unwrap_or_default().running.is_some() && !status.ready { Ok(()) } else { Err("not running or ready".to_owned()) }
+                if status.state.clone().unwrap_or_default().running.is_some() && !status.ready {
+                    Ok(())
+                } else {
+                    Err("not running or ready".to_owned())
+                }
             })
             .await?;
         retry(PATIENCE, async || {
-            contains(&cluster.kubectl(&["describe", "pod", "never"]).await?, &["Readiness probe failed: HTTP probe failed with statuscode: 404"])
+            contains(
+                &cluster.kubectl(&["describe", "pod", "never"]).await?,
+                &["Readiness probe failed: HTTP probe failed with statuscode: 404"],
+            )
         })
         .await
     });
@@ -231,47 +334,84 @@ fn volumes_and_environment() {
         for (script, want) in [
             ("echo $PLAIN $AFTER", "a$(POD_NAME) b-volumes-$(x)"),
             ("echo $POD_IP $NODE", &format!("{ip} server") as &str),
-            ("echo $MODE $PASSWORD $MEMORY $CM_mode $CM_level", "fast hush 64 fast 3"),
-            ("echo $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT", "10.43.0.1 443"),
+            (
+                "echo $MODE $PASSWORD $MEMORY $CM_mode $CM_level",
+                "fast hush 64 fast 3",
+            ),
+            (
+                "echo $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT",
+                "10.43.0.1 443",
+            ),
             ("id -u; id -g; id -G", "1000\n2000\n2000 3000"),
             ("cat /settings/mode /settings/level", "fast3"),
             ("cat /one/level", "3"),
             ("od -An -tx1 /settings/raw", " 00 01 02"),
-            ("cat /keys/password; stat -Lc %a-%g /keys/password", "hush440-3000"),
+            (
+                "cat /keys/password; stat -Lc %a-%g /keys/password",
+                "hush440-3000",
+            ),
             ("cat /about/note", "hello"),
             ("cat /about/labels", "tier=\"back\""),
             ("cat /all/sub/mode /all/password", "fasthush"),
             ("grep -c . /all/token", "1"),
-            ("cat /var/run/secrets/kubernetes.io/serviceaccount/namespace", "default"),
-            ("head -1 /var/run/secrets/kubernetes.io/serviceaccount/ca.crt", "-----BEGIN CERTIFICATE-----"),
+            (
+                "cat /var/run/secrets/kubernetes.io/serviceaccount/namespace",
+                "default",
+            ),
+            (
+                "head -1 /var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+                "-----BEGIN CERTIFICATE-----",
+            ),
             ("echo x >/scratch/file; stat -c %g /scratch/file", "3000"),
             ("df -m /memory | awk 'NR==2{print $2}'", "8"),
             ("hostname", "volumes"),
             ("grep -c volumes /etc/hosts", "1"),
-            ("cat /etc/resolv.conf | head -2", "search default.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.43.0.10"),
+            (
+                "cat /etc/resolv.conf | head -2",
+                "search default.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.43.0.10",
+            ),
             ("ls -d /host", "/host"),
         ] {
             let got = sh(script).await?;
-            ensure!(got.trim_end() == want.trim_end(), "{script}: {got:?}, not {want:?}");
+            ensure!(
+                got.trim_end() == want.trim_end(),
+                "{script}: {got:?}, not {want:?}"
+            );
         }
-        let denied = cluster.exec("volumes", &["sh", "-c", "echo x >/keys/new"]).await?.failed()?;
+        let denied = cluster
+            .exec("volumes", &["sh", "-c", "echo x >/keys/new"])
+            .await?
+            .failed()?;
         ensure!(denied.contains("Read-only file system"), "{denied}");
         // The API takes the pod's own token and knows who it is.
-        cluster.kubectl(&["create", "token", "default", "--audience=dock"]).await?;
+        cluster
+            .kubectl(&["create", "token", "default", "--audience=dock"])
+            .await?;
         live_update(cluster).await?;
         limits(cluster).await?;
         // Everything is unmounted and gone when the pod is.
-        cluster.kubectl(&["delete", "pod", "volumes", "--wait=true"]).await?;
+        cluster
+            .kubectl(&["delete", "pod", "volumes", "--wait=true"])
+            .await?;
         let uid = pod.uid().unwrap_or_default();
         retry(PATIENCE, async || {
             let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", cluster.server.pid()))?;
             ensure!(!mounts.contains(&uid), "still mounted:\n{mounts}");
-            let left = cluster.server.sh(&format!("find /var/lib/skiff/agent/kubelet /var/log/pods -name '*{uid}*'")).await?.ok()?;
+            let left = cluster
+                .server
+                .sh(&format!(
+                    "find /var/lib/skiff/agent/kubelet /var/log/pods -name '*{uid}*'"
+                ))
+                .await?
+                .ok()?;
             ensure!(left.is_empty(), "left: {left}");
             Ok(())
         })
         .await?;
-        ensure!(cluster.server.sh("ls -d /run/e2e-host").await?.status.success(), "the host folder went away");
+        ensure!(
+            cluster.server.sh("ls -d /run/e2e-host").await?.status.success(),
+            "the host folder went away"
+        );
         Ok(())
     });
 }
@@ -279,10 +419,24 @@ fn volumes_and_environment() {
 /// Mounted files follow their object; those mounted by subPath do not.
 async fn live_update(cluster: &Cluster) -> anyhow::Result<()> {
     let patch = r#"{"data":{"level":"4","extra":"new"}}"#;
-    cluster.kubectl(&["patch", "configmap", "settings", "--type=merge", "-p", patch]).await?;
-    cluster.kubectl(&["label", "pod", "volumes", "--overwrite", "tier=front"]).await?;
+    cluster
+        .kubectl(&["patch", "configmap", "settings", "--type=merge", "-p", patch])
+        .await?;
+    cluster
+        .kubectl(&["label", "pod", "volumes", "--overwrite", "tier=front"])
+        .await?;
     retry(PATIENCE, async || {
-        let got = cluster.exec("volumes", &["sh", "-c", "cat /settings/level /settings/extra /about/labels /one/level"]).await?.ok()?;
+        let got = cluster
+            .exec(
+                "volumes",
+                &[
+                    "sh",
+                    "-c",
+                    "cat /settings/level /settings/extra /about/labels /one/level",
+                ],
+            )
+            .await?
+            .ok()?;
         ensure!(got == "4newtier=\"front\"3", "{got:?}");
         Ok(())
     })
@@ -301,7 +455,10 @@ async fn limits(cluster: &Cluster) -> anyhow::Result<()> {
     );
     let text = cluster.server.sh(&script).await?.ok()?;
     let words: Vec<&str> = text.split_whitespace().collect();
-    ensure!(words.contains(&"67108864") && words.contains(&"50000"), "limits: {words:?}");
+    ensure!(
+        words.contains(&"67108864") && words.contains(&"50000"),
+        "limits: {words:?}"
+    );
     Ok(())
 }
 
@@ -310,10 +467,25 @@ fn ports_security_and_logs() {
     on_cluster("pods-misc", single().unwrap(), async |cluster| {
         let serve = format!("mkdir -p /www && echo deck >/www/index.html && httpd -p 8080 -h /www && {IDLE}");
         for manifest in [
-            pod("hostport", &serve, "", "ports: [{containerPort: 8080, hostPort: 9090}],"),
+            pod(
+                "hostport",
+                &serve,
+                "",
+                "ports: [{containerPort: 8080, hostPort: 9090}],",
+            ),
             pod("hostnet", IDLE, "hostNetwork: true,", ""),
-            pod("locked", IDLE, "", "securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}},"),
-            pod("wordy", "i=0; while [ $i -lt 260 ]; do head -c 100000 /dev/zero | tr '\\0' x; echo; i=$((i+1)); done; echo last; sleep 3600", "", ""),
+            pod(
+                "locked",
+                IDLE,
+                "",
+                "securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}},",
+            ),
+            pod(
+                "wordy",
+                "i=0; while [ $i -lt 260 ]; do head -c 100000 /dev/zero | tr '\\0' x; echo; i=$((i+1)); done; echo last; sleep 3600",
+                "",
+                "",
+            ),
             pod("shared", IDLE, "shareProcessNamespace: true,", ""),
         ] {
             cluster.apply(&manifest).await?;
@@ -322,16 +494,30 @@ fn ports_security_and_logs() {
             cluster.pod_ready(name).await?;
         }
         let address = SocketAddr::new(cluster.server.address.into(), 9090);
-        let page = retry(PATIENCE, async || access::get(&cluster.lab.sockets(), address, "/").await).await?;
+        let page = retry(PATIENCE, async || {
+            access::get(&cluster.lab.sockets(), address, "/").await
+        })
+        .await?;
         ensure!(page == "deck\n", "{page:?}");
-        cluster.kubectl(&["delete", "pod", "hostport", "--wait=true"]).await?;
-        ensure!(access::get(&cluster.lab.sockets(), address, "/").await.is_err(), "the host port is still open");
+        cluster
+            .kubectl(&["delete", "pod", "hostport", "--wait=true"])
+            .await?;
+        ensure!(
+            access::get(&cluster.lab.sockets(), address, "/").await.is_err(),
+            "the host port is still open"
+        );
 
         let links = cluster.exec("hostnet", &["ip", "-o", "addr"]).await?.ok()?;
         contains(&links, &[&cluster.server.address.to_string()])?;
         let denied = cluster.exec("locked", &["touch", "/file"]).await?.failed()?;
         ensure!(denied.contains("Read-only file system"), "{denied}");
-        let status = cluster.exec("locked", &["grep", "-E", "CapEff|NoNewPrivs", "/proc/self/status"]).await?.ok()?;
+        let status = cluster
+            .exec(
+                "locked",
+                &["grep", "-E", "CapEff|NoNewPrivs", "/proc/self/status"],
+            )
+            .await?
+            .ok()?;
         contains(&status, &["0000000000000000", "NoNewPrivs:\t1"])?;
         let init = cluster.exec("shared", &["cat", "/proc/1/cmdline"]).await?.ok()?;
         ensure!(init.contains("pause"), "process 1 is {init:?}");
@@ -343,15 +529,33 @@ fn ports_security_and_logs() {
 async fn rotation(cluster: &Cluster) -> anyhow::Result<()> {
     retry(PATIENCE, async || {
         let tail = cluster.kubectl(&["logs", "wordy", "--tail=1"]).await?;
-        ensure!(tail == "last\n", "the log ends with {:?}", tail.chars().take(40).collect::<String>());
+        ensure!(
+            tail == "last\n",
+            "the log ends with {:?}",
+            tail.chars().take(40).collect::<String>()
+        );
         Ok(())
     })
     .await?;
-    let list = cluster.server.sh("cd /var/log/pods/default_wordy_*/main && stat -c '%n %s' *").await?.ok()?;
-    let files: Vec<(&str, u64)> = list.lines().filter_map(|line| line.split_once(' ')).map(|(name, size)| (name, size.parse().unwrap_or(u64::MAX))).collect();
+    let list = cluster
+        .server
+        .sh("cd /var/log/pods/default_wordy_*/main && stat -c '%n %s' *")
+        .await?
+        .ok()?;
+    let files: Vec<(&str, u64)> = list
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, size)| (name, size.parse().unwrap_or(u64::MAX)))
+        .collect();
     ensure!(files.len() >= 2 && files.len() <= 5, "log files: {files:?}");
-    ensure!(files.iter().all(|(_, size)| *size <= 11 * 1024 * 1024), "log files: {files:?}");
-    let link = cluster.server.sh("ls /var/log/containers/wordy_default_main-*.log").await?;
+    ensure!(
+        files.iter().all(|(_, size)| *size <= 11 * 1024 * 1024),
+        "log files: {files:?}"
+    );
+    let link = cluster
+        .server
+        .sh("ls /var/log/containers/wordy_default_main-*.log")
+        .await?;
     link.ok().context("the link of /var/log/containers")?;
     Ok(())
 }

@@ -42,13 +42,18 @@ mirrors:
 
 #[test]
 fn images_come_from_a_registry() {
-    let builder = Cluster::new().servers(1).agents(1).file("/etc/skiff/registries.yaml", REGISTRIES);
+    let builder = Cluster::new()
+        .servers(1)
+        .agents(1)
+        .file("/etc/skiff/registries.yaml", REGISTRIES);
     on_cluster("registry", builder, async |cluster| {
         let archive = cluster.lab.folder.join("push.tar");
         Image::busybox()?.write(&archive)?;
         for (port, guarded) in [(OPEN, false), (GUARDED, true)] {
             serve(cluster, port, guarded).await?;
-            push(cluster, port, guarded, &archive).await.with_context(|| format!("push to port {port}"))?;
+            push(cluster, port, guarded, &archive)
+                .await
+                .with_context(|| format!("push to port {port}"))?;
         }
         let manifest = |name: &str, node: &str, image: &str, secret: &str| {
             format!(
@@ -67,31 +72,75 @@ spec:
         };
         for node in cluster.nodes() {
             let name = format!("anonymous-{}", node.name);
-            cluster.apply(&manifest(&name, &node.name, "172.31.0.1:5000/fleet/busybox:1", "")).await?;
+            cluster
+                .apply(&manifest(
+                    &name,
+                    &node.name,
+                    "172.31.0.1:5000/fleet/busybox:1",
+                    "",
+                ))
+                .await?;
             let pod = cluster.pod_ready(&name).await?;
-            let status = pod.status.unwrap_or_default().container_statuses.unwrap_or_default();
-            ensure!(status[0].image_id.contains("sha256:"), "image id {:?}", status[0].image_id);
+            let status = pod
+                .status
+                .unwrap_or_default()
+                .container_statuses
+                .unwrap_or_default();
+            ensure!(
+                status[0].image_id.contains("sha256:"),
+                "image id {:?}",
+                status[0].image_id
+            );
         }
         // A mirror stands in for a registry that cannot be reached from here.
-        cluster.apply(&manifest("mirrored", "agent-1", "fleet/busybox:1", "")).await?;
+        cluster
+            .apply(&manifest("mirrored", "agent-1", "fleet/busybox:1", ""))
+            .await?;
         cluster.pod_ready("mirrored").await?;
 
-        cluster.apply(&manifest("stranger", "server", "172.31.0.1:5001/fleet/busybox:1", "")).await?;
-        cluster.pod("stranger", waits_for(&["ErrImagePull", "ImagePullBackOff"])).await?;
+        cluster
+            .apply(&manifest(
+                "stranger",
+                "server",
+                "172.31.0.1:5001/fleet/busybox:1",
+                "",
+            ))
+            .await?;
+        cluster
+            .pod("stranger", waits_for(&["ErrImagePull", "ImagePullBackOff"]))
+            .await?;
         let secret = format!(
             "apiVersion: v1\nkind: Secret\nmetadata: {{name: account}}\ntype: kubernetes.io/dockerconfigjson\nstringData: {{.dockerconfigjson: {}}}\n",
             Value::from(DOCKER_CONFIG)
         );
         cluster.apply(&secret).await?;
-        cluster.apply(&manifest("member", "server", "172.31.0.1:5001/fleet/busybox:1", "{name: account}")).await?;
+        cluster
+            .apply(&manifest(
+                "member",
+                "server",
+                "172.31.0.1:5001/fleet/busybox:1",
+                "{name: account}",
+            ))
+            .await?;
         cluster.pod_ready("member").await?;
 
-        cluster.apply(&manifest("missing", "server", "172.31.0.1:5000/fleet/absent:1", "")).await?;
+        cluster
+            .apply(&manifest(
+                "missing",
+                "server",
+                "172.31.0.1:5000/fleet/absent:1",
+                "",
+            ))
+            .await?;
         cluster.pod("missing", waits_for(&["ImagePullBackOff"])).await?;
         // Events are written behind the status.
         retry(PATIENCE, async || {
             let events = cluster.kubectl(&["describe", "pod", "missing"]).await?;
-            let wanted = ["Failed to pull image \"172.31.0.1:5000/fleet/absent:1\"", "not found", "Back-off pulling image"];
+            let wanted = [
+                "Failed to pull image \"172.31.0.1:5000/fleet/absent:1\"",
+                "not found",
+                "Back-off pulling image",
+            ];
             crate::support::contains(&events, &wanted)
         })
         .await
@@ -99,10 +148,19 @@ spec:
 }
 
 /// Satisfied when the first container waits for one of the reasons.
-pub fn waits_for(reasons: &'static [&'static str]) -> impl FnMut(&k8s_openapi::api::core::v1::Pod) -> Result<(), String> {
+pub fn waits_for(
+    reasons: &'static [&'static str],
+) -> impl FnMut(&k8s_openapi::api::core::v1::Pod) -> Result<(), String> {
     move |pod| {
-        let status = pod.status.clone().unwrap_or_default().container_statuses.unwrap_or_default();
-        let waiting = status.first().and_then(|status| status.state.clone()?.waiting?.reason);
+        let status = pod
+            .status
+            .clone()
+            .unwrap_or_default()
+            .container_statuses
+            .unwrap_or_default();
+        let waiting = status
+            .first()
+            .and_then(|status| status.state.clone()?.waiting?.reason);
         match waiting {
             Some(reason) if reasons.contains(&reason.as_str()) => Ok(()),
             other => Err(format!("waits for {other:?}, not {reasons:?}")),
@@ -123,13 +181,22 @@ async fn serve(cluster: &Cluster, port: u16, guarded: bool) -> anyhow::Result<()
     );
     let file = folder.join("config.yml");
     std::fs::write(&file, config)?;
-    let log = OpenOptions::new().create(true).append(true).open(folder.join("log"))?;
-    let command = cluster.lab.lan_command("docker-registry", &["serve", &file.display().to_string()])?;
-    let registry = Process::start(command, log).context("install it with `apt-get install docker-registry`")?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(folder.join("log"))?;
+    let command = cluster
+        .lab
+        .lan_command("docker-registry", &["serve", &file.display().to_string()])?;
+    let registry =
+        Process::start(command, log).context("install it with `apt-get install docker-registry`")?;
     retry(PATIENCE, async || {
         let text = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
         ensure!(registry.is_running(), "the registry ended: {text}");
-        ensure!(text.contains("listening on"), "the registry does not listen: {text}");
+        ensure!(
+            text.contains("listening on"),
+            "the registry does not listen: {text}"
+        );
         Ok(())
     })
     .await
@@ -140,12 +207,20 @@ async fn push(cluster: &Cluster, port: u16, guarded: bool, archive: &Path) -> an
     let address = SocketAddr::new(LAN_ADDRESS.into(), port);
     let client = access::http_client(cluster.lab.sockets());
     let send = async |method: Method, url: String, content_type: &str, body: Vec<u8>| {
-        let mut request = Request::builder().method(method).uri(&url).header(header::CONTENT_TYPE, content_type);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(&url)
+            .header(header::CONTENT_TYPE, content_type);
         if guarded {
             request = request.header(header::AUTHORIZATION, BASIC);
         }
-        let response = client.request(request.body(Full::new(Bytes::from(body)))?).await?;
-        anyhow::Ok((response.status(), response.headers().get(header::LOCATION).cloned()))
+        let response = client
+            .request(request.body(Full::new(Bytes::from(body)))?)
+            .await?;
+        anyhow::Ok((
+            response.status(),
+            response.headers().get(header::LOCATION).cloned(),
+        ))
     };
     let mut blobs: Vec<(String, Vec<u8>)> = Vec::new();
     let mut index = Value::Null;
@@ -161,7 +236,10 @@ async fn push(cluster: &Cluster, port: u16, guarded: bool, archive: &Path) -> an
             blobs.push((format!("sha256:{name}"), bytes));
         }
     }
-    let manifest = index["manifests"][0]["digest"].as_str().context("the archive has no manifest")?.to_owned();
+    let manifest = index["manifests"][0]["digest"]
+        .as_str()
+        .context("the archive has no manifest")?
+        .to_owned();
     for (digest, bytes) in blobs {
         let base = format!("http://{address}/v2/fleet/busybox");
         if digest == manifest {

@@ -30,7 +30,8 @@ fn hammer(url: &str) -> String {
 /// Reads the numbers past skiff and the API, which may be dead.
 fn count(node: &Node) -> anyhow::Result<(u64, u64)> {
     let pid = node.find_process("/tmp/count-hammer")?;
-    let text = std::fs::read_to_string(format!("/proc/{pid}/root/tmp/count-hammer")).context("the client has not begun")?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/root/tmp/count-hammer"))
+        .context("the client has not begun")?;
     let (ok, bad) = text.trim().split_once(' ').with_context(|| format!("{text:?}"))?;
     Ok((ok.parse()?, bad.parse()?))
 }
@@ -54,18 +55,26 @@ fn killing_skiff_disturbs_no_pod() {
         cluster.pods_ready("app=web", 4).await?;
         let url = format!("http://{cluster_ip}/");
         let client = &cluster.agents[0];
-        cluster.apply(&script_pod("hammer", &client.name, &hammer(&url))).await?;
+        cluster
+            .apply(&script_pod("hammer", &client.name, &hammer(&url)))
+            .await?;
         cluster.pod_ready("hammer").await?;
         more_answers(client).await?;
         let before = identities(&all_pods(cluster).await?);
         for victim in [cluster.server.clone(), cluster.agents[0].clone()] {
             let stage = format!("kill -9 on {}", victim.name);
             victim.kill().await?;
-            more_answers(client).await.with_context(|| format!("{stage}, while dead"))?;
+            more_answers(client)
+                .await
+                .with_context(|| format!("{stage}, while dead"))?;
             victim.start().await?;
             cluster.ready().await.with_context(|| stage.clone())?;
-            more_answers(client).await.with_context(|| format!("{stage}, after the restart"))?;
-            works_as_before(cluster, &before, &victim).await.with_context(|| stage)?;
+            more_answers(client)
+                .await
+                .with_context(|| format!("{stage}, after the restart"))?;
+            works_as_before(cluster, &before, &victim)
+                .await
+                .with_context(|| stage)?;
         }
         let (ok, bad) = count(client)?;
         println!("{ok} requests answered, {bad} failed");
@@ -80,25 +89,43 @@ async fn all_pods(cluster: &Cluster) -> anyhow::Result<Vec<Pod>> {
 
 async fn works_as_before(
     cluster: &Cluster,
-    before: &std::collections::BTreeMap<String, (Option<String>, Vec<(String, i32)>)>,
+    before: &std::collections::BTreeMap<String, crate::support::Identity>,
     victim: &Node,
 ) -> anyhow::Result<()> {
     cluster.pods_ready("app=web", 4).await?;
     let after = identities(&all_pods(cluster).await?);
-    ensure!(after == *before, "pods changed:\nbefore {before:#?}\nafter {after:#?}");
+    ensure!(
+        after == *before,
+        "pods changed:\nbefore {before:#?}\nafter {after:#?}"
+    );
     for name in ["configmap/page", "deployment/web", "service/web"] {
         cluster.kubectl(&["get", name]).await?;
     }
     // A new pod on the node gets an address nobody has, and talks.
     let name = format!("after-{}", victim.name);
-    cluster.apply(&script_pod(&name, &victim.name, &format!("echo hello from {name}; {IDLE}"))).await?;
+    cluster
+        .apply(&script_pod(
+            &name,
+            &victim.name,
+            &format!("echo hello from {name}; {IDLE}"),
+        ))
+        .await?;
     let fresh = cluster.pod_ready(&name).await?;
     let ip = pod_ip(&fresh)?;
-    ensure!(before.values().all(|(old, _)| old.as_ref() != Some(&ip)), "{ip} is used twice");
-    let page = retry(PATIENCE, async || crate::support::fetch(cluster, &name, "http://web").await).await?;
+    ensure!(
+        before.values().all(|(old, _)| old.as_ref() != Some(&ip)),
+        "{ip} is used twice"
+    );
+    let page = retry(PATIENCE, async || {
+        crate::support::fetch(cluster, &name, "http://web").await
+    })
+    .await?;
     ensure!(page == "page one\n", "{page:?}");
     logs_flow(cluster, &name).await?;
-    cluster.kubectl(&["delete", "pod", &name, "--wait=true"]).await.map(drop)
+    cluster
+        .kubectl(&["delete", "pod", &name, "--wait=true"])
+        .await
+        .map(drop)
 }
 
 /// nginx on every node logs requests made after the restart.
@@ -107,8 +134,13 @@ async fn logs_flow(cluster: &Cluster, client: &str) -> anyhow::Result<()> {
     for pod in cluster.pods_ready("app=web", 4).await? {
         let mark = format!("/mark-{client}");
         let url = format!("http://{}{mark}", pod_ip(&pod)?);
-        let _ = cluster.exec(client, &["timeout", "5", "wget", "-q", "-O", "-", &url]).await?;
-        let tail = LogParams { tail_lines: Some(2000), ..LogParams::default() };
+        let _ = cluster
+            .exec(client, &["timeout", "5", "wget", "-q", "-O", "-", &url])
+            .await?;
+        let tail = LogParams {
+            tail_lines: Some(2000),
+            ..LogParams::default()
+        };
         retry(Duration::from_secs(10), async || {
             let log = api.logs(&pod.name_any(), &tail).await?;
             ensure!(log.contains(&mark), "{} has not logged {mark}", pod.name_any());

@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::Mutex;
-use skiff_e2e::scenario::on_cluster;
 use skiff_e2e::Cluster;
+use skiff_e2e::scenario::on_cluster;
 use tokio::sync::watch;
 
 const ROUNDS: u64 = 20;
@@ -30,12 +30,19 @@ fn nothing_acknowledged_is_lost() {
         let mut known = Acknowledged::new();
         let mut highest = 0;
         for round in 0..ROUNDS {
-            let fresh = storm(cluster, round, highest).await.with_context(|| format!("round {round}"))?;
+            let fresh = storm(cluster, round, highest)
+                .await
+                .with_context(|| format!("round {round}"))?;
             cluster.server.start().await?;
             known.extend(fresh);
-            highest = check(&cluster.client, &known, highest).await.with_context(|| format!("after round {round}"))?;
+            highest = check(&cluster.client, &known, highest)
+                .await
+                .with_context(|| format!("after round {round}"))?;
         }
-        println!("{} writes acknowledged in {ROUNDS} rounds, none lost", known.len());
+        println!(
+            "{} writes acknowledged in {ROUNDS} rounds, none lost",
+            known.len()
+        );
         Ok(())
     });
 }
@@ -61,7 +68,9 @@ async fn storm(cluster: &Cluster, round: u64, highest: u64) -> anyhow::Result<Ac
                 let version = version(&created)?;
                 ensure!(version > last, "{name} got version {version}, after {last}");
                 last = version;
-                acknowledged.lock().insert(name, (created.uid().unwrap_or_default(), version));
+                acknowledged
+                    .lock()
+                    .insert(name, (created.uid().unwrap_or_default(), version));
                 count.send_modify(|count| *count += 1);
             }
             Ok(())
@@ -69,12 +78,17 @@ async fn storm(cluster: &Cluster, round: u64, highest: u64) -> anyhow::Result<Ac
     }
     let target = rand::random_range(ACKNOWLEDGED);
     let reached = counted.wait_for(|count| *count >= target);
-    tokio::time::timeout(skiff_e2e::access::PATIENCE, reached).await.context("the writers are stuck")??;
+    tokio::time::timeout(skiff_e2e::access::PATIENCE, reached)
+        .await
+        .context("the writers are stuck")??;
     cluster.server.kill().await?;
     while let Some(writer) = writers.join_next().await {
         writer??;
     }
-    ensure!(refused.load(Ordering::Relaxed) == WRITERS, "a writer ended before the kill");
+    ensure!(
+        refused.load(Ordering::Relaxed) == WRITERS,
+        "a writer ended before the kill"
+    );
     let result = acknowledged.lock().clone();
     Ok(result)
 }
@@ -97,29 +111,68 @@ fn version(object: &ConfigMap) -> anyhow::Result<u64> {
 async fn check(client: &Client, known: &Acknowledged, highest: u64) -> anyhow::Result<u64> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
     let list = api.list(&ListParams::default()).await?;
-    let at: u64 = list.metadata.resource_version.clone().unwrap_or_default().parse()?;
+    let at: u64 = list
+        .metadata
+        .resource_version
+        .clone()
+        .unwrap_or_default()
+        .parse()?;
     let (mut names, mut uids) = (BTreeSet::new(), BTreeSet::new());
     for object in &list.items {
-        ensure!(names.insert(object.name_any()), "{} is there twice", object.name_any());
-        ensure!(uids.insert(object.uid()), "uid of {} is there twice", object.name_any());
-        ensure!(version(object)? <= at, "{} is newer than the list", object.name_any());
+        ensure!(
+            names.insert(object.name_any()),
+            "{} is there twice",
+            object.name_any()
+        );
+        ensure!(
+            uids.insert(object.uid()),
+            "uid of {} is there twice",
+            object.name_any()
+        );
+        ensure!(
+            version(object)? <= at,
+            "{} is newer than the list",
+            object.name_any()
+        );
         if let Some(data) = object.data.as_ref().filter(|data| data.contains_key("name")) {
-            ensure!(data["name"] == object.name_any(), "{} holds another's data", object.name_any());
+            ensure!(
+                data["name"] == object.name_any(),
+                "{} holds another's data",
+                object.name_any()
+            );
         }
     }
-    let newest = known.values().map(|(_, version)| *version).max().unwrap_or_default();
-    ensure!(at >= newest && at >= highest, "versions went back: the list is at {at}, {newest} was acknowledged, {highest} was seen");
-    let by_name: BTreeMap<String, &ConfigMap> = list.items.iter().map(|object| (object.name_any(), object)).collect();
+    let newest = known
+        .values()
+        .map(|(_, version)| *version)
+        .max()
+        .unwrap_or_default();
+    ensure!(
+        at >= newest && at >= highest,
+        "versions went back: the list is at {at}, {newest} was acknowledged, {highest} was seen"
+    );
+    let by_name: BTreeMap<String, &ConfigMap> = list
+        .items
+        .iter()
+        .map(|object| (object.name_any(), object))
+        .collect();
     let mut lost = Vec::new();
     for (name, (uid, acknowledged)) in known {
         match by_name.get(name) {
             None => lost.push(name.clone()),
             Some(object) => {
                 ensure!(object.uid().as_ref() == Some(uid), "{name} was made again");
-                ensure!(version(object)? == *acknowledged, "{name} has another version than acknowledged");
+                ensure!(
+                    version(object)? == *acknowledged,
+                    "{name} has another version than acknowledged"
+                );
             }
         }
     }
-    ensure!(lost.is_empty(), "{} acknowledged objects are lost: {lost:?}", lost.len());
+    ensure!(
+        lost.is_empty(),
+        "{} acknowledged objects are lost: {lost:?}",
+        lost.len()
+    );
     Ok(at)
 }

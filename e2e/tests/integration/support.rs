@@ -10,7 +10,11 @@ use skiff_e2e::{Cluster, ClusterBuilder, Image};
 
 /// Server and agent with both images.
 pub fn pair() -> anyhow::Result<ClusterBuilder> {
-    Ok(Cluster::new().servers(1).agents(1).image(Image::busybox()?).image(Image::nginx()?))
+    Ok(Cluster::new()
+        .servers(1)
+        .agents(1)
+        .image(Image::busybox()?)
+        .image(Image::nginx()?))
 }
 
 /// A server alone with busybox.
@@ -91,7 +95,11 @@ pub const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; do
 
 /// Fetches a URL from inside a pod.
 pub async fn fetch(cluster: &Cluster, pod: &str, url: &str) -> anyhow::Result<String> {
-    cluster.exec(pod, &["timeout", "5", "wget", "-q", "-O", "-", url]).await?.ok().with_context(|| format!("from {pod}"))
+    cluster
+        .exec(pod, &["timeout", "5", "wget", "-q", "-O", "-", url])
+        .await?
+        .ok()
+        .with_context(|| format!("from {pod}"))
 }
 
 /// The address of a pod.
@@ -102,16 +110,25 @@ pub fn pod_ip(pod: &Pod) -> anyhow::Result<String> {
 
 /// The node of a pod.
 pub fn node_of(pod: &Pod) -> String {
-    pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default()
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.node_name.clone())
+        .unwrap_or_default()
 }
+
+/// A pod's address, and its containers with their restart counts.
+pub type Identity = (Option<String>, Vec<(String, i32)>);
 
 /// What must not change in a pod while skiff restarts, by name: address,
 /// container ids, restarts.
-pub fn identities(pods: &[Pod]) -> BTreeMap<String, (Option<String>, Vec<(String, i32)>)> {
+pub fn identities(pods: &[Pod]) -> BTreeMap<String, Identity> {
     let identity = |pod: &Pod| {
         let status = pod.status.clone().unwrap_or_default();
         let containers = status.container_statuses.unwrap_or_default();
-        let containers = containers.into_iter().map(|c| (c.container_id.unwrap_or_default(), c.restart_count)).collect();
+        let containers = containers
+            .into_iter()
+            .map(|c| (c.container_id.unwrap_or_default(), c.restart_count))
+            .collect();
         (pod.name_any(), (status.pod_ip, containers))
     };
     pods.iter().map(identity).collect()
@@ -121,7 +138,13 @@ pub fn identities(pods: &[Pod]) -> BTreeMap<String, (Option<String>, Vec<(String
 pub async fn web_addresses(cluster: &Cluster) -> anyhow::Result<(String, u16)> {
     let service = cluster.api::<Service>().get("web").await?;
     let spec = service.spec.context("the service has no spec")?;
-    let port = spec.ports.iter().flatten().next().and_then(|port| port.node_port).context("no node port")?;
+    let port = spec
+        .ports
+        .iter()
+        .flatten()
+        .next()
+        .and_then(|port| port.node_port)
+        .context("no node port")?;
     Ok((spec.cluster_ip.context("no cluster IP")?, u16::try_from(port)?))
 }
 

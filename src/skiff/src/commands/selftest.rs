@@ -199,16 +199,16 @@ impl Test {
         if let Some(service) = service {
             let url = format!("http://{}", service.cluster_ip);
             table
-                .check("ClusterIP from every pod", self.from_every(&pods, &url))
+                .check("ClusterIP from every pod", self.every_pod_reaches(&pods, &url))
                 .await;
             let url = format!("http://{NAME}.{}.svc.cluster.local", self.namespace);
             table
-                .check("DNS by name from every pod", self.from_every(&pods, &url))
+                .check("DNS by name from every pod", self.every_pod_reaches(&pods, &url))
                 .await;
             for node in nodes {
                 let url = format!("http://{}:{}", node.address, service.node_port);
                 let name = format!("NodePort of {} from every pod", node.name);
-                table.check(&name, self.from_every(&pods, &url)).await;
+                table.check(&name, self.every_pod_reaches(&pods, &url)).await;
                 if !skip_node_ports {
                     let name = format!("NodePort of {} from here", node.name);
                     table
@@ -396,7 +396,7 @@ impl Test {
         .await
     }
 
-    async fn from_every(&self, pods: &[PodFacts], url: &str) -> anyhow::Result<String> {
+    async fn every_pod_reaches(&self, pods: &[PodFacts], url: &str) -> anyhow::Result<String> {
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         for pod in pods {
             let answer = self.fetch(pod, url).await?;
@@ -497,9 +497,11 @@ impl Test {
     where
         K: kube::Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + 'static,
     {
-        let mut config = watcher::Config::default();
-        config.label_selector = params.label_selector;
-        config.field_selector = params.field_selector;
+        let config = watcher::Config {
+            label_selector: params.label_selector,
+            field_selector: params.field_selector,
+            ..watcher::Config::default()
+        };
         let mut verdict = "nothing was seen".to_owned();
         let watch = async {
             let mut events = std::pin::pin!(watcher(api, config).default_backoff());
