@@ -149,10 +149,14 @@ fn run_agent(config: &ConfigFile, node: &NodeOptions, agent: &AgentOptions) -> a
     on_runtime(agent::run(node, agent))
 }
 
+/// Libraries that tell of every request at the level at which skiff tells of
+/// what changed: a line for each DNS question wears out an SD card.
+const QUIET: &str = "hickory_server=warn";
+
 fn start_logging(level: Option<&str>) -> anyhow::Result<()> {
-    let filter = level.unwrap_or("info");
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|error| anyhow::anyhow!("log-level {filter:?} is not a level or filter: {error}"))?;
+    let level = level.unwrap_or("info");
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("{QUIET},{level}"))
+        .map_err(|error| anyhow::anyhow!("log-level {level:?} is not a level or filter: {error}"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
