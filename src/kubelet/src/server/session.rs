@@ -40,6 +40,24 @@ const WINDOW_STEP: u32 = 32 * 1024;
 /// end of the connection, so it is theirs to close.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// How often a connection is written to while nothing can be read from it.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// Number of the pings sent; those of a server are even.
+const PROBE: u32 = 2;
+
+/// Hands bytes to a stream's queue; false when nobody takes them any more.
+///
+/// While the queue stays full nothing is read from the connection, and its end, which stands behind the bytes nobody
+/// takes, is not seen. So `probe` writes something now and then: that fails when the client is gone.
+pub async fn deliver(queue: &mpsc::Sender<Bytes>, bytes: Bytes, mut probe: impl FnMut()) -> bool {
+    loop {
+        tokio::select! {
+            room = queue.reserve() => return room.map(|room| room.send(bytes)).is_ok(),
+            () = tokio::time::sleep(PROBE_INTERVAL) => probe(),
+        }
+    }
+}
+
 /// The connection is gone.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the client is gone")]
@@ -344,7 +362,7 @@ async fn receive(
                     true
                 } else {
                     tokio::select! {
-                        sent = sender.send(bytes) => sent.is_ok(),
+                        taken = deliver(&sender, bytes, || drop(shared.out.try_send(Frame::Ping(PROBE)))) => taken,
                         () = reset.cancelled() => false,
                     }
                 };
@@ -408,5 +426,52 @@ async fn write_frames<W: AsyncWrite + Unpin>(mut io: W, mut queued: mpsc::Receiv
             let _ = io.shutdown().await;
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a client sent stays unread, and its end behind it; yet the handler does not outlive it.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_goes_is_noticed_behind_unread_data() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let serving = tokio::spawn(run(far, |mut connection| async move {
+            let _unread = connection.accept().await.unwrap().reply().await;
+            std::future::pending().await
+        }));
+        let (mut read, mut write) = tokio::io::split(near);
+        let headers = vec![("streamtype".to_owned(), "stdin".to_owned())];
+        let syn = Frame::SynStream {
+            id: 1,
+            associated: 0,
+            priority: 0,
+            fin: false,
+            unidirectional: false,
+            headers,
+        };
+        let (mut encoder, mut bytes) = (Encoder::new(), BytesMut::new());
+        encoder.encode(&syn, &mut bytes);
+        encoder.encode(
+            &Frame::Data {
+                id: 1,
+                fin: false,
+                bytes: vec![0; 1 << 20].into(),
+            },
+            &mut bytes,
+        );
+        let sent = tokio::time::timeout(Duration::from_secs(60), write.write_all(&bytes)).await;
+        assert!(sent.is_err(), "more than all queues hold");
+        assert!(!serving.is_finished());
+        let mut answer = Vec::new();
+        let _ = tokio::io::AsyncReadExt::read_buf(&mut read, &mut answer)
+            .await
+            .unwrap();
+        drop((read, write));
+        tokio::time::timeout(2 * PROBE_INTERVAL, serving)
+            .await
+            .expect("ends soon")
+            .unwrap();
     }
 }

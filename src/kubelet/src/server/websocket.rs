@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode};
 
 use super::remote::{Input, Output};
-use super::session::Gone;
+use super::session::{Gone, deliver};
 
 /// Largest message accepted. Clients send what they read at a time: tens of kilobytes.
 const MESSAGE_MAX_BYTES: usize = 1 << 20;
@@ -161,6 +161,7 @@ where
         writers.push((*number, writer));
         readers.push((*number, reader));
     }
+    let probes = out.clone();
     let reading = async move {
         while let Some(Ok(message)) = source.next().await {
             let bytes = match message {
@@ -172,7 +173,8 @@ where
             match decode(form, bytes) {
                 Said::Data(number, bytes) => {
                     if let Some((_, writer)) = writers.iter().find(|(one, _)| *one == number) {
-                        let _ = writer.send(bytes).await;
+                        let probe = || drop(probes.try_send(Message::Ping(Bytes::new())));
+                        deliver(writer, bytes, probe).await;
                     }
                 }
                 Said::CloseStream(number) => writers.retain(|(one, _)| *one != number),
@@ -272,6 +274,26 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_goes_is_noticed_behind_unread_messages() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let serving = tokio::spawn(run(far, Form::default(), &[0], |channels| async move {
+            let _unread = channels;
+            std::future::pending().await
+        }));
+        let mut client = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+        let message = Message::binary(vec![0; 32 * 1024]);
+        let all = async { while client.send(message.clone()).await.is_ok() {} };
+        let sent = tokio::time::timeout(Duration::from_secs(60), all).await;
+        assert!(sent.is_err(), "more than all queues hold");
+        assert!(!serving.is_finished());
+        drop(client);
+        tokio::time::timeout(Duration::from_secs(20), serving)
+            .await
+            .expect("ends soon")
+            .unwrap();
+    }
 
     #[test]
     fn messages_name_their_stream() {
