@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::IDLE_TIMEOUT;
 use super::spdy::{Encoder, Frame, FrameError, Reader, goaway, reset};
 use super::spdy_headers::{Headers, find};
 
@@ -45,14 +46,33 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 /// Number of the pings sent; those of a server are even.
 const PROBE: u32 = 2;
 
-/// Hands bytes to a stream's queue; false when nobody takes them any more.
+/// What became of bytes for a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// They are in its queue.
+    Taken,
+    /// Nobody takes them any more.
+    Dropped,
+    /// The queue has been full for [`IDLE_TIMEOUT`]: the connection is given up.
+    Stalled,
+}
+
+/// Hands bytes to a stream's queue.
 ///
 /// While the queue stays full nothing is read from the connection, and its end, which stands behind the bytes nobody
 /// takes, is not seen. So `probe` writes something now and then: that fails when the client is gone.
-pub async fn deliver(queue: &mpsc::Sender<Bytes>, bytes: Bytes, mut probe: impl FnMut()) -> bool {
+pub async fn deliver(queue: &mpsc::Sender<Bytes>, bytes: Bytes, mut probe: impl FnMut()) -> Delivery {
+    let stalled = tokio::time::sleep(IDLE_TIMEOUT);
+    tokio::pin!(stalled);
     loop {
         tokio::select! {
-            room = queue.reserve() => return room.map(|room| room.send(bytes)).is_ok(),
+            biased;
+            room = queue.reserve() => {
+                let Ok(room) = room else { return Delivery::Dropped };
+                room.send(bytes);
+                return Delivery::Taken;
+            }
+            () = &mut stalled => return Delivery::Stalled,
             () = tokio::time::sleep(PROBE_INTERVAL) => probe(),
         }
     }
@@ -358,17 +378,19 @@ async fn receive(
                 .map(|open| (open.data.clone(), open.reset.clone()));
             if let Some((Some(sender), reset)) = open {
                 let size = bytes.len();
-                let taken = if bytes.is_empty() {
-                    true
-                } else {
-                    tokio::select! {
-                        taken = deliver(&sender, bytes, || drop(shared.out.try_send(Frame::Ping(PROBE)))) => taken,
-                        () = reset.cancelled() => false,
-                    }
+                let probe = || drop(shared.out.try_send(Frame::Ping(PROBE)));
+                let delivery = tokio::select! {
+                    delivery = deliver(&sender, bytes, probe), if size > 0 => delivery,
+                    () = reset.cancelled(), if size > 0 => Delivery::Dropped,
+                    else => Delivery::Taken,
                 };
-                if !taken {
-                    let delta = u32::try_from(size).unwrap_or(0);
-                    let _ = shared.out.try_send(Frame::WindowUpdate { id: 0, delta });
+                match delivery {
+                    Delivery::Taken => {}
+                    Delivery::Dropped => {
+                        let delta = u32::try_from(size).unwrap_or(0);
+                        let _ = shared.out.try_send(Frame::WindowUpdate { id: 0, delta });
+                    }
+                    Delivery::Stalled => return Err(Gone),
                 }
             }
             if fin {
@@ -473,5 +495,22 @@ mod tests {
             .await
             .expect("ends soon")
             .unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_nobody_empties_is_given_up_in_the_end() {
+        let (queue, mut taken) = mpsc::channel(1);
+        let bytes = Bytes::from_static(b"x");
+        assert_eq!(deliver(&queue, bytes.clone(), || {}).await, Delivery::Taken);
+        let mut probes = 0;
+        assert_eq!(
+            deliver(&queue, bytes.clone(), || probes += 1).await,
+            Delivery::Stalled
+        );
+        assert!(probes > 1000, "{probes}");
+        taken.recv().await.unwrap();
+        assert_eq!(deliver(&queue, bytes.clone(), || {}).await, Delivery::Taken);
+        drop(taken);
+        assert_eq!(deliver(&queue, bytes, || {}).await, Delivery::Dropped);
     }
 }

@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode};
 
 use super::remote::{Input, Output};
-use super::session::{Gone, deliver};
+use super::session::{Delivery, Gone, deliver};
 
 /// Largest message accepted. Clients send what they read at a time: tens of kilobytes.
 const MESSAGE_MAX_BYTES: usize = 1 << 20;
@@ -174,7 +174,9 @@ where
                 Said::Data(number, bytes) => {
                     if let Some((_, writer)) = writers.iter().find(|(one, _)| *one == number) {
                         let probe = || drop(probes.try_send(Message::Ping(Bytes::new())));
-                        deliver(writer, bytes, probe).await;
+                        if deliver(writer, bytes, probe).await == Delivery::Stalled {
+                            return;
+                        }
                     }
                 }
                 Said::CloseStream(number) => writers.retain(|(one, _)| *one != number),
