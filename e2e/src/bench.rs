@@ -30,7 +30,12 @@ impl Cost {
         let (pss, rss) = memory(&read("smaps_rollup")?);
         let cpu = cpu_ticks(&read("stat")?).context("/proc/PID/stat")?;
         let per_tick = Duration::from_secs(1) / u32::try_from(ticks.max(1))?;
-        Ok(Self { pss, rss, cpu: per_tick * u32::try_from(cpu)?, written: field(&read("io")?, "write_bytes:") })
+        Ok(Self {
+            pss,
+            rss,
+            cpu: per_tick * u32::try_from(cpu)?,
+            written: field(&read("io")?, "write_bytes:"),
+        })
     }
 
     /// The sum over several processes.
@@ -47,7 +52,8 @@ impl Cost {
 
 fn field(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or_default()
 }
 
 fn memory(rollup: &str) -> (u64, u64) {
@@ -62,13 +68,20 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     Some(number(11)? + number(12)?)
 }
 
-/// Processes of a lab that run a program.
-pub fn running(lab: &str, program: &str) -> Vec<i32> {
+/// Processes that run a program, of a lab or of one of its nodes (`LAB/NODE`).
+pub fn running(group: &str, program: &str) -> Vec<i32> {
     let name = |pid: &i32| {
         let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        Path::new(&exe).file_name().unwrap_or_default().to_string_lossy().into_owned()
+        Path::new(&exe)
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
     };
-    crate::cgroup::members(lab).into_iter().filter(|pid| name(pid) == program).collect()
+    crate::cgroup::members(group)
+        .into_iter()
+        .filter(|pid| name(pid) == program)
+        .collect()
 }
 
 /// Megabytes with one decimal.
@@ -88,7 +101,10 @@ mod tests {
 
     #[test]
     fn figures_are_read_from_proc() {
-        assert_eq!(memory("00-ff r--p\nRss:    2048 kB\nPss:    1024 kB\n"), (1024 * 1024, 2048 * 1024));
+        assert_eq!(
+            memory("00-ff r--p\nRss:    2048 kB\nPss:    1024 kB\n"),
+            (1024 * 1024, 2048 * 1024)
+        );
         let stat = "42 (a) b) S 1 2 3 4 5 6 7 8 9 10 70 7 0 0";
         assert_eq!(cpu_ticks(stat), Some(77));
         assert_eq!(field("wchar: 7\nwrite_bytes: 4096\n", "write_bytes:"), 4096);

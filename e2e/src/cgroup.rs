@@ -85,7 +85,7 @@ impl Group {
     }
 }
 
-/// All processes in groups whose path begins with `/name`.
+/// All processes in the group `/name` and below, in any hierarchy.
 pub fn members(name: &str) -> BTreeSet<i32> {
     let mut pids = BTreeSet::new();
     for root in hierarchies() {

@@ -26,6 +26,7 @@ pub struct ClusterBuilder {
     agent_args: Vec<String>,
     files: Vec<(String, String)>,
     control_plane_only: bool,
+    separate_binaries: bool,
 }
 
 impl ClusterBuilder {
@@ -65,6 +66,12 @@ impl ClusterBuilder {
         self.server_arg("--disable-agent")
     }
 
+    /// Every node runs a copy of the program of its own.
+    pub fn separate_binaries(mut self) -> Self {
+        self.separate_binaries = true;
+        self
+    }
+
     /// A file every node has before skiff starts.
     pub fn file(mut self, path: &str, text: &str) -> Self {
         self.files.push((path.to_owned(), text.to_owned()));
@@ -81,6 +88,7 @@ impl ClusterBuilder {
         // The clock starts when it is this lab's turn and its inputs are there.
         let begin = tokio::time::Instant::now();
         let mut lab = lab;
+        lab.separate_binaries = self.separate_binaries;
         let server = lab.add_node("server").await?;
         let mut agents = Vec::new();
         for number in 1..=self.agents {

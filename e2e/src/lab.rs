@@ -33,6 +33,8 @@ pub struct Lab {
     pub name: String,
     /// Folder with everything the nodes write.
     pub folder: PathBuf,
+    /// Whether each node added from now on gets its own copy of the program.
+    pub separate_binaries: bool,
     nodes: Vec<Arc<Node>>,
     lan: Space,
     skiff: PathBuf,
@@ -129,6 +131,7 @@ impl Lab {
         let lab = Self {
             name,
             folder,
+            separate_binaries: false,
             nodes: Vec::new(),
             lan,
             skiff,
@@ -175,7 +178,12 @@ impl Lab {
             space.pid()
         );
         self.on_lan("sh", &["-ec", &links]).await?.ok()?;
-        let node = Arc::new(Node::create(name, address, &self.folder, space, &self.skiff).await?);
+        let mut skiff = self.skiff.clone();
+        if self.separate_binaries {
+            skiff = self.folder.join(format!("skiff-{name}"));
+            std::fs::copy(&self.skiff, &skiff).with_context(|| skiff.display().to_string())?;
+        }
+        let node = Arc::new(Node::create(name, address, &self.folder, space, &skiff).await?);
         self.nodes.push(node.clone());
         Ok(node)
     }

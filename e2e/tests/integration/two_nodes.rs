@@ -403,7 +403,7 @@ async fn changing(cluster: &Cluster) -> anyhow::Result<()> {
     let two = web(3).replace("page one", "page two");
     let diff = cluster.kubectl_raw(&["diff", "-f", "-"], Some(&two)).await?;
     ensure!(
-        diff.status.code() == Some(1) && diff.stdout.contains("+  index.html: |\n+    page two"),
+        diff.status.code() == Some(1) && diff.stdout.contains("-    page one\n+    page two"),
         "{diff:?}"
     );
     let said = cluster.apply(&two).await?;
