@@ -443,6 +443,9 @@ mod tests {
         registries
             .mirrors
             .insert("*".into(), mirror("https://cache.example"));
+        registries
+            .mirrors
+            .insert("10.0.0.9:5000".into(), mirror("http://10.0.0.9:5000"));
         let hosts = |registry: &str| -> Vec<(String, bool)> {
             endpoints(&registries, registry)
                 .into_iter()
@@ -457,6 +460,7 @@ mod tests {
             hosts("quay.io"),
             [("cache.example".into(), false), ("quay.io".into(), false)]
         );
+        assert_eq!(hosts("10.0.0.9:5000"), [("10.0.0.9:5000".into(), true)]);
     }
 
     #[test]
