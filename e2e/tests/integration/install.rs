@@ -46,7 +46,7 @@ fn a_machine_is_the_same_after_uninstall() {
         let tested = machine.sh("skiff selftest").await?.ok()?;
         contains(&tested, &["checks passed"])?;
         // Something that runs while it is uninstalled.
-        let pod = "kubectl create deployment left --image=$(kubectl get nodes -o jsonpath='{.items[0].status.images[0].names[0]}') --replicas=2";
+        let pod = "kubectl create deployment left --image=skiff.local/self:$(skiff --version | cut -d' ' -f2) --replicas=2";
         machine.sh(pod).await?.ok()?;
 
         let installed = machine.snapshot().await?;

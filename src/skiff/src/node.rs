@@ -323,10 +323,9 @@ pub async fn start(
     let dialer = LocalDialer::new(
         move |io: BoxIo| {
             let kubelet = kubelet.clone();
-            streams.spawn(
-                "kubelet connection",
-                async move { kubelet.serve_connection(io).await },
-            );
+            streams.spawn_until_cancelled("kubelet connection", async move {
+                kubelet.serve_connection(io).await;
+            });
         },
         move |address| pods.contains(&address) || address == node_ip || address.is_loopback(),
     );

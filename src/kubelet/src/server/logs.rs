@@ -58,6 +58,12 @@ fn declared(entry: &PodEntry, name: &str) -> bool {
     })
 }
 
+/// The id of the container that a state tells the end of.
+fn ended(state: Option<&k8s_openapi::api::core::v1::ContainerState>) -> Option<&str> {
+    let id = state?.terminated.as_ref()?.container_id.as_deref()?;
+    Some(id.split_once("://").map_or(id, |(_, id)| id))
+}
+
 /// The container whose log is meant, in Kubernetes' words when there is none.
 pub fn find(entry: &PodEntry, name: &str, previous: bool) -> Result<Target, Refusal> {
     let pod = entry.pod.metadata.name.as_deref().unwrap_or_default();
@@ -76,18 +82,14 @@ pub fn find(entry: &PodEntry, name: &str, previous: bool) -> Result<Target, Refu
         .filter(started);
     let found = if previous {
         // While the next attempt is waited for, the newest container is the previous one.
-        let last = status.and_then(|status| {
-            status
-                .last_state
-                .as_ref()?
-                .terminated
-                .as_ref()?
-                .container_id
-                .as_deref()
-        });
-        let last = last.map(|id| id.split_once("://").map_or(id, |(_, id)| id));
+        let last = ended(status.and_then(|status| status.last_state.as_ref()));
         let named = last.and_then(|id| entry.containers.iter().find(|container| container.id == id));
-        named.or_else(|| containers.nth(1)).ok_or_else(|| {
+        // The status may be a moment behind the runtime and name one that is removed.
+        let current = ended(status.and_then(|status| status.state.as_ref()));
+        let mut others = containers.filter(|container| {
+            matches!(container.state, ContainerState::Exited { .. }) && current != Some(container.id.as_str())
+        });
+        named.or_else(|| others.next()).ok_or_else(|| {
             Refusal::bad(format!(
                 "previous terminated container {name:?} in pod {pod:?} not found"
             ))
