@@ -24,13 +24,89 @@ pub(crate) enum Step {
     Write,
     Sync,
     Truncate,
-    /// The file is on stable storage up to the length given; the answer does not matter.
+    /// The file is on stable storage, an append up to the length given.
     Synced,
+    SyncDir,
+    /// The names in a directory are on stable storage.
+    SyncedDir,
+    Rename,
+    Remove,
+    /// The database of a checkpoint is about to be filled.
+    Fill,
 }
 
-/// Called before a step with the file and its durable length; an error is
-/// taken as the system's.
+/// Called before a step (after it, for those in the past tense) with the file
+/// and its durable length; an error is taken as the system's.
 pub(crate) type Hook = Arc<dyn Fn(Step, &Path, u64) -> io::Result<()> + Send + Sync>;
+
+/// Every change to the directory that has to outlive a crash goes through
+/// here, so that a test can fail it, stop at it or forget it.
+#[derive(Clone, Default)]
+pub(crate) struct Files(pub(crate) Option<Hook>);
+
+impl std::fmt::Debug for Files {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Files")
+            .field("hooked", &self.0.is_some())
+            .finish()
+    }
+}
+
+impl Files {
+    pub(crate) fn step(&self, step: Step, path: &Path, durable: u64) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), |hook| hook(step, path, durable))
+    }
+
+    /// Puts data and length of a file on stable storage.
+    pub(crate) fn sync(&self, file: &File, path: &Path) -> io::Result<u64> {
+        self.step(Step::Sync, path, 0)?;
+        file.sync_all()?;
+        let bytes = file.metadata()?.len();
+        self.step(Step::Synced, path, bytes)?;
+        Ok(bytes)
+    }
+
+    /// Puts the names in a directory on stable storage.
+    pub(crate) fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.step(Step::SyncDir, path, 0)?;
+        File::open(path)?.sync_all()?;
+        self.step(Step::SyncedDir, path, 0)
+    }
+
+    /// Puts a whole tree on stable storage, readable by its owner alone.
+    pub(crate) fn sync_tree(&self, path: &Path) -> io::Result<u64> {
+        let mut bytes = 0;
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                bytes += self.sync_tree(&entry.path())?;
+            } else {
+                let file = File::open(entry.path())?;
+                file.set_permissions(fs::Permissions::from_mode(0o600))?;
+                bytes += self.sync(&file, &entry.path())?;
+            }
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+        self.sync_dir(path)?;
+        Ok(bytes)
+    }
+
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step(Step::Rename, to, 0)?;
+        fs::rename(from, to)
+    }
+
+    /// Removes a file that may already be gone.
+    pub(crate) fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.step(Step::Remove, path, 0)?;
+        remove_file(path)
+    }
+
+    pub(crate) fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        self.step(Step::Remove, path, 0)?;
+        fs::remove_dir_all(path)
+    }
+}
 
 /// Makes a directory that only its owner may enter, or tightens an existing one.
 pub(crate) fn private_dir(path: &Path) -> Result<(), OpenError> {
@@ -50,29 +126,6 @@ pub(crate) fn private_file(path: &Path) -> io::Result<File> {
         .truncate(true)
         .mode(0o600)
         .open(path)
-}
-
-pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// Puts a whole tree on stable storage, readable by its owner alone.
-pub(crate) fn sync_tree(path: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            bytes += sync_tree(&entry.path())?;
-        } else {
-            let file = File::open(entry.path())?;
-            file.set_permissions(fs::Permissions::from_mode(0o600))?;
-            file.sync_all()?;
-            bytes += file.metadata()?.len();
-        }
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-    sync_dir(path)?;
-    Ok(bytes)
 }
 
 /// Takes the directory for this process until the file is dropped. The kernel
@@ -115,7 +168,7 @@ pub(crate) fn probe(dir: &Path, clock: &dyn Clock) -> io::Result<Duration> {
 }
 
 /// Removes a file that may already be gone.
-pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

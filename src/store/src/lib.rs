@@ -45,4 +45,9 @@ pub use types::{
 };
 
 #[cfg(test)]
+extern crate self as skiff_store;
+#[cfg(test)]
+#[path = "../tests/history/mod.rs"]
+mod history;
+#[cfg(test)]
 mod tests;

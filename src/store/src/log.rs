@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::disk::{self, Hook, Step};
+use crate::disk::{self, Files, Step};
 use crate::image::Change;
 use crate::record::{self, HEADER_LEN, Header, HeaderError, Payloads, Record};
 use crate::types::OpenError;
@@ -45,7 +45,7 @@ pub(crate) struct Closed {
 
 pub(crate) struct Log {
     dir: PathBuf,
-    hook: Option<Hook>,
+    files: Files,
     current: Option<Segment>,
     next_sequence: u64,
     pub(crate) closed: Vec<Closed>,
@@ -71,10 +71,10 @@ pub(crate) struct Replayed {
 
 impl Replayed {
     /// Goes on after this replay.
-    pub(crate) fn into_log(self, dir: PathBuf, hook: Option<Hook>) -> Log {
+    pub(crate) fn into_log(self, dir: PathBuf, files: Files) -> Log {
         Log {
             dir,
-            hook,
+            files,
             current: None,
             next_sequence: self.next_sequence,
             closed: self.closed,
@@ -117,19 +117,23 @@ impl Log {
 
     fn write(&self, segment: &mut Segment) -> Result<(), (io::Error, bool)> {
         segment.dirty = true;
-        self.step(Step::Write, &segment.path, segment.durable)
+        self.files
+            .step(Step::Write, &segment.path, segment.durable)
             .map_err(|e| (e, false))?;
         segment
             .file
             .write_all_at(&self.buffer, segment.durable)
             .map_err(|e| (e, false))?;
-        self.step(Step::Sync, &segment.path, segment.durable)
+        self.files
+            .step(Step::Sync, &segment.path, segment.durable)
             .map_err(|e| (e, true))?;
         segment.file.sync_data().map_err(|e| (e, true))?;
-        segment.durable += self.buffer.len() as u64;
+        let durable = segment.durable + self.buffer.len() as u64;
+        self.files
+            .step(Step::Synced, &segment.path, durable)
+            .map_err(|e| (e, true))?;
+        segment.durable = durable;
         segment.dirty = false;
-        // Only an observer: the data is safe whatever it answers.
-        let _ = self.step(Step::Synced, &segment.path, segment.durable);
         Ok(())
     }
 
@@ -138,11 +142,9 @@ impl Log {
         let Some(segment) = self.current.as_mut().filter(|segment| segment.dirty) else {
             return Ok(());
         };
-        if let Some(hook) = &self.hook {
-            hook(Step::Truncate, &segment.path, segment.durable)?;
-        }
+        self.files.step(Step::Truncate, &segment.path, segment.durable)?;
         segment.file.set_len(segment.durable)?;
-        segment.file.sync_all()?;
+        self.files.sync(&segment.file, &segment.path)?;
         segment.dirty = false;
         Ok(())
     }
@@ -171,19 +173,18 @@ impl Log {
             }
             Err(error) => {
                 // A leftover with a bad header is cut at the next open or overwritten by the next try.
-                let _ = disk::remove_file(&path);
+                let _ = self.files.remove_file(&path);
                 Err(error)
             }
         }
     }
 
     fn create_at(&self, path: &Path, header: &Header) -> io::Result<File> {
-        self.step(Step::Create, path, 0)?;
+        self.files.step(Step::Create, path, 0)?;
         let file = disk::private_file(path)?;
         file.write_all_at(&header.encode(), 0)?;
-        file.sync_all()?;
-        disk::sync_dir(&self.dir)?;
-        let _ = self.step(Step::Synced, path, HEADER_LEN as u64);
+        self.files.sync(&file, path)?;
+        self.files.sync_dir(&self.dir)?;
         Ok(file)
     }
 
@@ -216,27 +217,21 @@ impl Log {
     pub(crate) fn is_dirty(&self) -> bool {
         self.current.as_ref().is_some_and(|segment| segment.dirty)
     }
-
-    fn step(&self, step: Step, path: &Path, durable: u64) -> io::Result<()> {
-        self.hook
-            .as_ref()
-            .map_or(Ok(()), |hook| hook(step, path, durable))
-    }
 }
 
 /// Deletes segments before `first`.
-pub(crate) fn delete_before(dir: &Path, first: u64) -> io::Result<()> {
+pub(crate) fn delete_before(files: &Files, dir: &Path, first: u64) -> io::Result<()> {
     let old: Vec<_> = disk::numbered(dir, "", SUFFIX)?
         .into_iter()
         .filter(|(n, _)| *n < first)
         .collect();
     for (_, path) in &old {
-        disk::remove_file(path)?;
+        files.remove_file(path)?;
     }
     if old.is_empty() {
         Ok(())
     } else {
-        disk::sync_dir(dir)
+        files.sync_dir(dir)
     }
 }
 
@@ -251,6 +246,7 @@ pub(crate) trait Sink {
 /// `first`. A torn tail of the last segment is cut off; anything else that
 /// cannot be read is an error, or with `salvage` the end of what is read.
 pub(crate) fn replay(
+    files: &Files,
     dir: &Path,
     first: u64,
     revision: u64,
@@ -276,20 +272,30 @@ pub(crate) fn replay(
             tracing::error!(path = %path.display(), reason, "salvage: going on behind the gap");
         }
         let is_last = newest == Some(sequence);
-        replay_segment(&path, sequence, is_last, salvage, &mut state, sink)?;
-        state.next_sequence = sequence + 1;
+        if replay_segment(files, &path, sequence, is_last, salvage, &mut state, sink)? {
+            state.next_sequence = sequence + 1;
+        }
+        if is_last && path.exists() {
+            // What was read may be in the page cache only, if it was the process that ended and not
+            // the machine. It counts from now on, so it must not be lost later.
+            let synced = File::open(&path).and_then(|file| files.sync(&file, &path));
+            synced.map_err(OpenError::io(&path))?;
+            files.sync_dir(dir).map_err(OpenError::io(dir))?;
+        }
     }
     Ok(state)
 }
 
+/// Whether the segment stays.
 fn replay_segment(
+    files: &Files,
     path: &Path,
     sequence: u64,
     is_last: bool,
     salvage: bool,
     state: &mut Replayed,
     sink: &mut dyn Sink,
-) -> Result<(), OpenError> {
+) -> Result<bool, OpenError> {
     let bytes = Bytes::from(std::fs::read(path).map_err(OpenError::io(path))?);
     let damaged = |reason: String| OpenError::Damaged {
         path: path.to_owned(),
@@ -308,7 +314,8 @@ fn replay_segment(
         _ if (is_last && bytes.len() <= HEADER_LEN) || salvage => {
             tracing::warn!(path = %path.display(), bytes = bytes.len(), "removing a segment that was never begun");
             state.cut_bytes += bytes.len() as u64;
-            return disk::remove_file(path).map_err(OpenError::io(path));
+            files.remove_file(path).map_err(OpenError::io(path))?;
+            return Ok(false);
         }
         _ => return Err(damaged("its header is not readable".into())),
     };
@@ -338,7 +345,7 @@ fn replay_segment(
         if !salvage && (!is_last || proof) {
             return Err(damaged(reason));
         }
-        cut(path, at as u64).map_err(OpenError::io(path))?;
+        cut(files, path, at as u64).map_err(OpenError::io(path))?;
         state.cut_bytes += (bytes.len() - at) as u64;
         let lost = bytes.len() - at;
         tracing::warn!(path = %path.display(), at, lost, "cut the torn end of the log, nothing in it was acknowledged as durable");
@@ -347,11 +354,13 @@ fn replay_segment(
         sequence,
         bytes: at as u64,
     });
-    Ok(())
+    Ok(true)
 }
 
-fn cut(path: &Path, length: u64) -> io::Result<()> {
+fn cut(files: &Files, path: &Path, length: u64) -> io::Result<()> {
+    files.step(Step::Truncate, path, length)?;
     let file = OpenOptions::new().write(true).open(path)?;
     file.set_len(length)?;
-    file.sync_all()
+    files.sync(&file, path)?;
+    Ok(())
 }

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::disk;
+use crate::disk::{self, Files, Step};
 use crate::image::Image;
 use crate::record::{Reader, VERSION};
 use crate::types::{Entry, OpenError};
@@ -91,9 +91,9 @@ impl Sum {
 
 /// The newest checkpoint, if there is any: its number and path. Unfinished
 /// ones are removed.
-pub(crate) fn newest(dir: &Path) -> Result<Option<(u64, PathBuf)>, OpenError> {
+pub(crate) fn newest(files: &Files, dir: &Path) -> Result<Option<(u64, PathBuf)>, OpenError> {
     for (_, path) in disk::numbered(dir, PREFIX, TEMPORARY).map_err(OpenError::io(dir))? {
-        fs::remove_dir_all(&path).map_err(OpenError::io(&path))?;
+        files.remove_tree(&path).map_err(OpenError::io(&path))?;
     }
     Ok(disk::numbered(dir, PREFIX, "").map_err(OpenError::io(dir))?.pop())
 }
@@ -183,7 +183,17 @@ fn read_into(path: &Path, read: &mut Read) -> Result<(), sled::Error> {
     Ok(())
 }
 
+/// sled gives its lock back in a thread of its own, some time after the database
+/// was dropped, and refuses to open until then: wait for that moment.
+fn wait_for_lock(path: &Path) {
+    if let Ok(file) = fs::File::open(path.join("db")) {
+        // An error comes back from sled in its own words.
+        let _ = file.lock();
+    }
+}
+
 fn open(path: &Path) -> Result<sled::Db, sled::Error> {
+    wait_for_lock(path);
     sled::Config::new()
         .path(path)
         .cache_capacity(CACHE_BYTES)
@@ -224,25 +234,26 @@ fn decode_entry(key: &[u8], value: &[u8]) -> Option<Entry> {
 
 /// Writes `image` as checkpoint number `number`; how many bytes that took.
 /// Until it returns nothing that existed before has been touched.
-pub(crate) fn write(dir: &Path, number: u64, image: &Image, reserved: u64) -> io::Result<u64> {
+pub(crate) fn write(files: &Files, dir: &Path, number: u64, image: &Image, reserved: u64) -> io::Result<u64> {
     let name = dir.join(format!("{PREFIX}{number:016x}"));
     let temporary = dir.join(format!("{PREFIX}{number:016x}{TEMPORARY}"));
-    let result = write_into(&temporary, image, reserved).and_then(|bytes| {
-        fs::rename(&temporary, &name)?;
-        disk::sync_dir(dir)?;
+    let result = write_into(files, &temporary, image, reserved).and_then(|bytes| {
+        files.rename(&temporary, &name)?;
+        files.sync_dir(dir)?;
         Ok(bytes)
     });
     if result.is_err() {
         // Frees the space; a leftover would be removed at the next open.
-        let _ = fs::remove_dir_all(&temporary);
+        let _ = files.remove_tree(&temporary);
     }
     result
 }
 
-fn write_into(path: &Path, image: &Image, reserved: u64) -> io::Result<u64> {
+fn write_into(files: &Files, path: &Path, image: &Image, reserved: u64) -> io::Result<u64> {
     if path.exists() {
-        fs::remove_dir_all(path)?;
+        files.remove_tree(path)?;
     }
+    files.step(Step::Fill, path, 0)?;
     disk::private_dir(path).map_err(io::Error::other)?;
     let filled = catch_unwind(AssertUnwindSafe(|| fill(path, image, reserved)));
     let meta = match filled {
@@ -261,7 +272,7 @@ fn write_into(path: &Path, image: &Image, reserved: u64) -> io::Result<u64> {
             "the new checkpoint does not hold what was written",
         ));
     }
-    disk::sync_tree(path)
+    files.sync_tree(path)
 }
 
 fn fill(path: &Path, image: &Image, reserved: u64) -> Result<Meta, sled::Error> {
@@ -299,12 +310,12 @@ fn from_sled(error: sled::Error) -> io::Error {
 }
 
 /// Removes every checkpoint before `number`.
-pub(crate) fn delete_before(dir: &Path, number: u64) -> io::Result<()> {
+pub(crate) fn delete_before(files: &Files, dir: &Path, number: u64) -> io::Result<()> {
     for (_, path) in disk::numbered(dir, PREFIX, "")?
         .iter()
         .filter(|(n, _)| *n < number)
     {
-        fs::remove_dir_all(path)?;
+        files.remove_tree(path)?;
     }
     Ok(())
 }
@@ -330,8 +341,8 @@ mod tests {
     }
 
     fn write_sample(dir: &Path) -> PathBuf {
-        write(dir, 7, &sample(), 9_000).unwrap();
-        newest(dir).unwrap().unwrap().1
+        write(&Files::default(), dir, 7, &sample(), 9_000).unwrap();
+        newest(&Files::default(), dir).unwrap().unwrap().1
     }
 
     #[test]
@@ -389,8 +400,8 @@ mod tests {
         write_sample(dir.path());
         fs::create_dir(dir.path().join("state-0000000000000009.tmp")).unwrap();
         fs::create_dir(dir.path().join("state-0000000000000003")).unwrap();
-        assert_eq!(newest(dir.path()).unwrap().unwrap().0, 7);
-        delete_before(dir.path(), 7).unwrap();
+        assert_eq!(newest(&Files::default(), dir.path()).unwrap().unwrap().0, 7);
+        delete_before(&Files::default(), dir.path(), 7).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

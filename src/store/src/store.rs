@@ -11,7 +11,7 @@ use skiff_base::clock::{self, Clock};
 use skiff_base::metrics;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::disk::{self, Hook};
+use crate::disk::{self, Files, Hook};
 use crate::image::{Change, Image, Snapshot};
 use crate::log::{self, Sink};
 use crate::ring::{Limits, Ring, Watch};
@@ -127,14 +127,15 @@ impl Store {
 
     pub(crate) fn open_hooked(dir: &Path, options: Options, hook: Option<Hook>) -> Result<Self, OpenError> {
         let begin = options.clock.monotonic();
+        let files = Files(hook);
         disk::private_dir(dir)?;
         let lock = disk::lock(dir)?;
         let log_dir = dir.join("log");
         disk::private_dir(&log_dir)?;
-        disk::sync_dir(dir).map_err(OpenError::io(dir))?;
+        files.sync_dir(dir).map_err(OpenError::io(dir))?;
         probe(dir, &*options.clock);
 
-        let (first, meta, image) = match state::newest(dir)? {
+        let (first, meta, image) = match state::newest(&files, dir)? {
             Some((number, path)) => {
                 let (meta, image) = state::load(&path, options.salvage)?;
                 (number, meta, image)
@@ -150,12 +151,13 @@ impl Store {
             }
         };
         // Left over when a checkpoint was interrupted after it counted.
-        state::delete_before(dir, first).map_err(OpenError::io(dir))?;
-        log::delete_before(&log_dir, first).map_err(OpenError::io(&log_dir))?;
+        state::delete_before(&files, dir, first).map_err(OpenError::io(dir))?;
+        log::delete_before(&files, &log_dir, first).map_err(OpenError::io(&log_dir))?;
 
         let ring = Arc::new(Ring::new(options.limits(), image.revision));
         let mut rebuild = Rebuild { image, ring: &ring };
         let replayed = log::replay(
+            &files,
             &log_dir,
             first,
             meta.revision,
@@ -174,10 +176,11 @@ impl Store {
             segments = replayed.closed.len(), cut_bytes = replayed.cut_bytes,
             took = ?(options.clock.monotonic() - begin), "store open"
         );
-        let log = replayed.into_log(log_dir.clone(), hook);
+        let log = replayed.into_log(log_dir.clone(), files.clone());
         let disk = Disk {
             dir: dir.to_owned(),
             log_dir,
+            files,
             log,
             lock,
         };

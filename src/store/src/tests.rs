@@ -1,5 +1,7 @@
 //! The store against its promises: crashes, failing disks, restarts.
 
+mod power_cut;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -516,6 +518,23 @@ async fn a_full_or_broken_disk_fails_writes_and_heals() {
             store.close().await;
         }
     }
+}
+
+/// The failed commit may be found on the disk after a crash: no other may be seen under its revision.
+#[tokio::test]
+async fn relaxed_writes_wait_for_a_clean_log_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    let store = Store::open_hooked(dir.path(), Options::default(), Some(fake.hook())).unwrap();
+    store.commit(Txn::put("/before", "x")).await.unwrap();
+    fake.fail(&[Step::Sync, Step::Truncate], io::ErrorKind::Other);
+    store.commit(Txn::put("/failed", "x")).await.unwrap_err();
+    let relaxed = || Txn::put("/relaxed", "x").with_durability(Durability::Relaxed);
+    store.commit(relaxed()).await.unwrap_err();
+    assert_eq!(contents(&store).len(), 1);
+    fake.work();
+    store.commit(relaxed()).await.unwrap();
+    store.close().await;
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ use skiff_base::clock::Clock;
 use skiff_base::metrics::{self, Counter, Gauge, Histogram};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use crate::disk::Files;
 use crate::image::{Change, Image};
 use crate::log::{self, Log};
 use crate::record::Payloads;
@@ -76,6 +77,7 @@ pub(crate) struct Policy {
 pub(crate) struct Disk {
     pub(crate) dir: PathBuf,
     pub(crate) log_dir: PathBuf,
+    pub(crate) files: Files,
     pub(crate) log: Log,
     pub(crate) lock: File,
 }
@@ -272,7 +274,9 @@ impl Writer {
         let Some(disk) = &self.disk else { return Ok(()) };
         let unreserved = work.image.revision > disk.log.reserved;
         let too_much = self.pending.len() + work.payloads.len() > MAX_PENDING_BYTES;
-        if work.strict || unreserved || too_much {
+        // The bytes that a failed append left may still be found after a crash, with the revisions that
+        // are given out next: nothing may be seen under those before the log is clean.
+        if work.strict || unreserved || too_much || disk.log.is_dirty() {
             return self.append(Some(work), work.image.revision, true);
         }
         self.pending.extend(&work.payloads);
@@ -367,11 +371,12 @@ impl Writer {
         disk.log.rotate();
         let first_kept = disk.log.next_sequence();
         let (dir, log_dir, reserved) = (disk.dir.clone(), disk.log_dir.clone(), disk.log.reserved);
+        let files = disk.files.clone();
         let work = move || {
-            let bytes = state::write(&dir, first_kept, &image, reserved)?;
+            let bytes = state::write(&files, &dir, first_kept, &image, reserved)?;
             // The checkpoint counts from here on: what is left over now only takes space.
-            log::delete_before(&log_dir, first_kept)?;
-            state::delete_before(&dir, first_kept)?;
+            log::delete_before(&files, &log_dir, first_kept)?;
+            state::delete_before(&files, &dir, first_kept)?;
             Ok(bytes)
         };
         match std::thread::Builder::new()

@@ -1,16 +1,27 @@
 //! The store as a process: killed while it writes, and on a disk that is
 //! really full. Each test runs itself again as the child that suffers.
 
-use std::collections::BTreeMap;
+#[path = "../history/mod.rs"]
+mod history;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
+use history::check::Checker;
+use history::clients::{Dice, Life, Sink};
+use history::{List, Record};
 use skiff_store::{CommitError, Options, Store, Txn};
 
 /// Where the child works; a test that finds it set is the child.
 const CHILD: &str = "SKIFF_STORE_TEST_DIR";
-const ROUNDS: usize = 8;
+const LIFE: &str = "SKIFF_STORE_TEST_LIFE";
+const RESUME: &str = "SKIFF_STORE_TEST_RESUME";
+/// Before each record of a child: its test harness prints too.
+const RECORD: &str = "record ";
+/// Kills in the normal run; `SKIFF_STORE_KILLS` asks for more.
+const KILLS: u64 = 20;
 
 fn child_dir() -> Option<PathBuf> {
     std::env::var_os(CHILD).map(PathBuf::from)
@@ -34,85 +45,90 @@ fn options() -> Options {
 }
 
 #[test]
-fn kill_nine_in_a_storm_of_writes_loses_nothing_acknowledged() {
+fn kill_nine_at_any_moment_contradicts_no_history() {
+    const NAME: &str = "kill_nine_at_any_moment_contradicts_no_history";
     if let Some(dir) = child_dir() {
-        return runtime().block_on(storm(&dir));
+        return runtime().block_on(live(&dir));
     }
+    let kills = std::env::var("SKIFF_STORE_KILLS").map_or(KILLS, |count| count.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
-    let mut acknowledged = BTreeMap::new();
-    let mut last_revision = 0;
-    for round in 0..ROUNDS {
+    let mut dice = Dice(0x5eed);
+    let mut checker = Checker::default();
+    let mut before: Option<Vec<Record>> = None;
+    for life in 0..kills {
+        let resume = before.iter().flatten().rev().find_map(|record| match record {
+            Record::Progress { revision, .. } => Some(*revision),
+            _ => None,
+        });
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "kill_nine_in_a_storm_of_writes_loses_nothing_acknowledged",
-                "--exact",
-                "--nocapture",
-            ])
+            .args([NAME, "--exact", "--nocapture", "--quiet"])
             .env(CHILD, dir.path())
+            .env(LIFE, life.to_string())
+            .env(
+                RESUME,
+                resume.map(|revision| revision.to_string()).unwrap_or_default(),
+            )
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut count = 0;
-        while let Some(Ok(line)) = lines.next() {
-            let words: Vec<&str> = line.split(' ').collect();
-            if let ["ack", key, revision] = words[..] {
-                let revision: u64 = revision.parse().unwrap();
-                assert!(
-                    revision > last_revision,
-                    "a revision of an earlier life is used again"
-                );
-                assert!(
-                    acknowledged.insert(key.to_owned(), revision).is_none(),
-                    "{key} is written once"
-                );
-                count += 1;
-                if count == 300 + round * 37 {
+        let mut records = Vec::new();
+        let until = 1 + dice.below(1_500) as usize;
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        // What is in the pipe when it dies has happened too, but for a line that was not finished.
+        while out.read_line(&mut line).unwrap() > 0 {
+            if let Some(json) = line.strip_prefix(RECORD).and_then(|line| line.strip_suffix('\n')) {
+                records.push(serde_json::from_str::<Record>(json).unwrap());
+                if records.len() == until {
                     child.kill().unwrap();
                 }
             }
+            line.clear();
         }
         child.wait().unwrap();
-        assert!(count >= 300, "the child ended before it was killed");
-        last_revision = *acknowledged.values().max().unwrap();
-
-        let store = Store::open(dir.path(), options()).unwrap();
-        assert!(store.revision() >= last_revision);
-        for (key, revision) in &acknowledged {
-            let entry = store
-                .get(key)
-                .unwrap_or_else(|| panic!("{key} was acknowledged and is lost"));
-            assert_eq!(entry.mod_revision, *revision);
-            assert_eq!(entry.value, format!("{key} {revision}"));
+        assert!(records.len() >= until, "life {life} ended before it was killed");
+        let Record::Up(up) = &records[0] else {
+            panic!("{:?}", records[0])
+        };
+        if let Some(before) = before.replace(records.clone()) {
+            checker
+                .life(&before, up, false)
+                .unwrap_or_else(|what| panic!("life {}: {what}", life - 1));
         }
-        runtime().block_on(store.close());
     }
+    let store = Store::open(dir.path(), options()).unwrap();
+    let last = List::of(&store.snapshot(), "");
+    checker.life(&before.unwrap(), &last, false).unwrap();
+    runtime().block_on(store.close());
+    println!(
+        "{kills} kills, {} operations, {} events",
+        checker.operations, checker.events
+    );
+    assert!(
+        checker.operations > kills as usize * 50,
+        "the clients hardly did anything"
+    );
 }
 
-/// Writes until it is killed; says so after each acknowledgement.
-async fn storm(dir: &Path) {
+/// Lives until it is killed; tells what happens.
+async fn live(dir: &Path) {
+    let variable = |name| std::env::var(name).unwrap();
+    let sink: Sink = Arc::new(|record| {
+        let line = format!("{RECORD}{}\n", serde_json::to_string(&record).unwrap());
+        // A parent that is gone has no more use for this.
+        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+    });
     let store = Store::open(dir, options()).unwrap();
-    let life = store.revision();
-    let mut tasks = tokio::task::JoinSet::new();
-    for task in 0..16 {
-        let store = store.clone();
-        tasks.spawn(async move {
-            for i in 0.. {
-                let key = format!("/storm/{life}/{task}/{i}");
-                let text = format!("{key} ");
-                let value = skiff_store::Value {
-                    revision_at: Some(text.len()),
-                    bytes: text.into(),
-                };
-                let revision = store.commit(Txn::put(key.clone(), value)).await.unwrap();
-                let line = format!("ack {key} {revision}\n");
-                if std::io::stdout().lock().write_all(line.as_bytes()).is_err() {
-                    return;
-                }
-            }
-        });
+    let number = variable(LIFE).parse().unwrap();
+    Life {
+        store,
+        sink,
+        number,
+        resume: variable(RESUME).parse().ok(),
+        writes: 20_000,
     }
-    while tasks.join_next().await.is_some() {}
+    .run()
+    .await;
 }
 
 #[test]
