@@ -1,5 +1,7 @@
 //! Figures of processes, from `/proc`, and how they are written down.
 
+pub mod store;
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! `e2e/bench footprint` and `e2e/bench pods`: what skiff costs, and how fast
-//! it is beside the plain tool on the same machine in the same minute.
+//! `e2e/bench footprint`, `pods` and `store`: what skiff costs, and how fast it
+//! is beside the plain tool on the same machine in the same minute.
 
 use std::time::Duration;
 
@@ -31,7 +31,8 @@ async fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("footprint") => footprint().await,
         Some("pods") => pods().await,
-        _ => bail!("which bench? footprint or pods"),
+        Some("store") => skiff_e2e::bench::store::run().await,
+        _ => bail!("which bench? footprint, pods or store"),
     }
 }
 

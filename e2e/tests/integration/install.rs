@@ -45,9 +45,11 @@ fn a_machine_is_the_same_after_uninstall() {
         contains(&status, &["server"])?;
         let tested = machine.sh("skiff selftest").await?.ok()?;
         contains(&tested, &["checks passed"])?;
-        // Something that runs while it is uninstalled.
-        let pod = "kubectl create deployment left --image=skiff.local/self:$(skiff --version | cut -d' ' -f2) --replicas=2";
-        machine.sh(pod).await?.ok()?;
+        // Something that runs while it is uninstalled: skiff's image of itself.
+        let pods = "image=$(skiff images list | awk 'NR==2 {print $1}')
+            kubectl create deployment left --image=$image --replicas=2 -- /skiff web
+            kubectl rollout status deployment/left --timeout=60s";
+        machine.sh(pods).await?.ok()?;
 
         let installed = machine.snapshot().await?;
         let again = machine.sh(&install).await?.ok()?;
