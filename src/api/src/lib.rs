@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod conversion;
+pub mod custom;
 pub mod defaults;
 pub mod discovery;
 pub mod fields;

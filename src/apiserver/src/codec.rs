@@ -78,7 +78,13 @@ pub fn with_revision(bytes: &Bytes, revision: u64) -> Bytes {
 
 /// The stored bytes in the version of `kind`; the same bytes when it is the stored one.
 pub fn present(kind: &Kind, bytes: &Bytes) -> Result<Bytes, Status> {
-    if kind.is_storage_version() {
+    let as_served = if kind.traits.custom {
+        // The stored version may have been another one when the object was written.
+        scan::string(bytes, &["apiVersion"]).is_some_and(|v| v == kind.api_version())
+    } else {
+        kind.is_storage_version()
+    };
+    if as_served {
         return Ok(bytes.clone());
     }
     Ok(to_bytes(&present_value(kind, bytes)?))
@@ -87,7 +93,9 @@ pub fn present(kind: &Kind, bytes: &Bytes) -> Result<Bytes, Status> {
 /// The stored object in the version of `kind`.
 pub fn present_value(kind: &Kind, bytes: &[u8]) -> Result<Value, Status> {
     let mut object = decode(bytes)?;
-    if !kind.is_storage_version() {
+    if kind.traits.custom {
+        object["apiVersion"] = kind.api_version().into_owned().into();
+    } else if !kind.is_storage_version() {
         conversion::from_storage(kind, &mut object);
     }
     Ok(object)

@@ -17,6 +17,7 @@ use skiff_api::status::{FieldError, MODIFIED, Status};
 use skiff_store::Entry;
 
 use crate::admission::{self, Operation};
+use crate::definitions;
 use crate::selecting::Selection;
 use crate::server::{ApiServer, Call};
 use crate::services::Claims;
@@ -304,17 +305,19 @@ impl ApiServer {
         Err(Status::conflict(&resource, name, MODIFIED))
     }
 
-    async fn delete_entry(
+    /// Deletes an object, or marks it.
+    pub(crate) async fn delete_entry(
         &self,
         call: &Call,
         entry: &Entry,
         options: &DeleteOptions,
     ) -> Result<Deleted, Failure> {
-        let object = codec::decode(&entry.value).map_err(Failure::Status)?;
+        let mut object = codec::decode(&entry.value).map_err(Failure::Status)?;
         options
             .check(&call.resource(), &object)
             .map_err(Failure::Status)?;
         admission::validate(self, call, Operation::Delete, None, Some(&object)).map_err(Failure::Status)?;
+        definitions::begin_deletion(&call.kind, &mut object, self.clock.now());
         let stored_kind = Arc::clone(self.stored_kind(&call.kind));
         match plan(&object, call.kind.traits.graceful, options, self.clock.now()) {
             Step::Wait => Ok(Deleted {

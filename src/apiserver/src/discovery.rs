@@ -11,6 +11,7 @@ use http::header::{ACCEPT, CACHE_CONTROL, ETAG, IF_NONE_MATCH, LOCATION};
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
+use skiff_api::kinds::Kinds;
 use skiff_api::status::Status;
 use skiff_api::{discovery as documents, openapi};
 
@@ -26,7 +27,7 @@ pub fn answer(
     parts: &Parts,
     accept: Accept,
 ) -> Result<Option<Response<Body>>, Status> {
-    let kinds = server.kinds;
+    let kinds = &*server.kinds();
     let aggregated = accept.view == View::Discovery;
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
     let document = match segments.as_slice() {
@@ -47,7 +48,7 @@ pub fn answer(
                 keys,
             )));
         }
-        ["openapi", ..] => return Ok(openapi(&segments, parts)),
+        ["openapi", ..] => return Ok(openapi(kinds, &segments, parts)),
         _ => None,
     };
     let Some(document) = document else { return Ok(None) };
@@ -91,7 +92,7 @@ fn paths(server: &ApiServer) -> Vec<String> {
     ]
     .map(str::to_owned)
     .into();
-    for (group, versions) in server.kinds.groups() {
+    for (group, versions) in server.kinds().groups() {
         if !group.is_empty() {
             paths.push(format!("/apis/{group}"));
             paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
@@ -101,8 +102,11 @@ fn paths(server: &ApiServer) -> Vec<String> {
     paths
 }
 
-fn openapi(segments: &[&str], parts: &Parts) -> Option<Response<Body>> {
-    let source = openapi::Source::builtin();
+fn openapi(kinds: &Kinds, segments: &[&str], parts: &Parts) -> Option<Response<Body>> {
+    let source = openapi::Source {
+        kinds,
+        custom: &|kind| kind.custom.as_ref().map(|custom| custom.raw().clone()),
+    };
     match segments {
         ["openapi", "v2"] => {
             let hash = openapi::v2_hash(&source);

@@ -24,6 +24,7 @@ mod auth;
 mod authz;
 mod bootstrap;
 mod codec;
+mod definitions;
 mod deleting;
 mod discovery;
 mod events;

@@ -306,12 +306,13 @@ impl ApiServer {
         let kind = &call.kind;
         let objects = || entries.iter().map(|e| codec::present_value(kind, &e.value));
         match call.accept.view {
-            View::Whole | View::Discovery if kind.is_storage_version() => {
+            View::Whole | View::Discovery if kind.is_storage_version() && !kind.traits.custom => {
                 Ok(splice(kind, &metadata, entries.iter().map(|e| &e.value)))
             }
             View::Whole | View::Discovery => {
-                let items: Vec<Bytes> = objects()
-                    .map(|o| o.map(|o| codec::to_bytes(&o)))
+                let items: Vec<Bytes> = entries
+                    .iter()
+                    .map(|e| codec::present(kind, &e.value))
                     .collect::<Result<_, _>>()?;
                 Ok(splice(kind, &metadata, items.iter()))
             }

@@ -26,6 +26,7 @@ use tokio::sync::Semaphore;
 use crate::auth::token::Keys;
 use crate::auth::{Authenticator, impersonation};
 use crate::authz::Authorizer;
+use crate::definitions::{self, ServedKinds};
 use crate::identity::UserInfo;
 use crate::negotiate::{Accept, accepts_gzip};
 
@@ -83,7 +84,7 @@ pub enum StartError {
 /// The API server. See the crate's documentation.
 pub struct ApiServer {
     pub(crate) store: Store,
-    pub(crate) kinds: &'static Kinds,
+    kinds: ServedKinds,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) authenticator: Authenticator,
     pub(crate) authorizer: Authorizer,
@@ -196,7 +197,7 @@ impl ApiServer {
                 Arc::clone(&config.clock),
             ),
             authorizer: Authorizer::new(config.store.clone()),
-            kinds: Kinds::builtin(),
+            kinds: ServedKinds::new(config.store.clone()),
             keys,
             issuer: config.issuer,
             nodes: config.nodes,
@@ -232,6 +233,7 @@ impl ApiServer {
         services::publish_self(&server).await?;
         server.started.store(true, Ordering::Release);
         events::start(&server);
+        definitions::start(&server);
         Ok(server)
     }
 
@@ -247,7 +249,7 @@ impl ApiServer {
 
     /// The row of a built-in kind.
     pub(crate) fn row(&self, group: &str, version: &str, plural: &str) -> &Arc<Kind> {
-        match self.kinds.resource(group, version, plural) {
+        match Kinds::builtin().resource(group, version, plural) {
             Some(kind) => kind,
             // Only called with names of built-in rows; a wrong name is found by the first test that passes here.
             None => unreachable!("no such built-in kind: {plural}.{version}.{group}"),
@@ -255,13 +257,19 @@ impl ApiServer {
     }
 
     /// The row of the version a kind is stored in.
-    pub(crate) fn stored_kind<'a>(&'a self, kind: &'a Arc<Kind>) -> &'a Arc<Kind> {
-        if kind.is_storage_version() {
+    /// Versions of a custom resource differ in name only, and each is judged by its own schema.
+    pub(crate) fn stored_kind<'a>(&self, kind: &'a Arc<Kind>) -> &'a Arc<Kind> {
+        if kind.is_storage_version() || kind.traits.custom {
             return kind;
         }
-        self.kinds
+        Kinds::builtin()
             .resource(&kind.storage.0, &kind.storage.1, &kind.plural)
             .unwrap_or(kind)
+    }
+
+    /// Every kind served now.
+    pub(crate) fn kinds(&self) -> Arc<Kinds> {
+        self.kinds.load()
     }
 
     /// Answers one request. The future does not borrow the server.
@@ -323,7 +331,7 @@ impl ApiServer {
 
     /// A label that takes only as many values as there are resources.
     fn metric_resource(&self, info: &RequestInfo) -> String {
-        match self.kinds.resource(&info.group, &info.version, &info.resource) {
+        match self.kinds().resource(&info.group, &info.version, &info.resource) {
             Some(kind) if info.is_resource => match kind.subresource(&info.subresource) {
                 Some(sub) => format!("{}/{}", kind.plural, sub.name),
                 None => kind.plural.to_string(),
@@ -352,8 +360,8 @@ impl ApiServer {
             status.message = "the /watch/ and /proxy/ path prefixes are not served: use ?watch=true or the proxy subresource".into();
             return Err(status);
         }
-        let kind = self
-            .kinds
+        let kinds = self.kinds();
+        let kind = kinds
             .resource(&info.group, &info.version, &info.resource)
             .ok_or_else(Status::no_such_path)?;
         let needs_namespace = !info.name.is_empty() || info.verb == "create";

@@ -557,7 +557,8 @@ impl ApiServer {
             object: format!("{} {}", meta::kind(&object), meta::name(&object)),
             reason: status.message,
         };
-        let Some(kind) = self.kinds.of(meta::api_version(&object), meta::kind(&object)) else {
+        let kinds = self.kinds();
+        let Some(kind) = kinds.of(meta::api_version(&object), meta::kind(&object)) else {
             return Err(failed(Status::no_such_path()));
         };
         let (namespace, name) = (meta::namespace(&object), meta::name(&object));

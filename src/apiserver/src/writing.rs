@@ -25,6 +25,7 @@ use skiff_api::{conversion, defaults, meta, strategy, validation};
 use skiff_store::{CommitError, Durability, Entry, Op, Precondition, Txn};
 
 use crate::admission::{self, Operation};
+use crate::definitions;
 use crate::managed::Manager;
 use crate::negotiate::{Format, body_format};
 use crate::server::{ApiServer, Call};
@@ -55,7 +56,10 @@ pub enum Failure {
 }
 
 /// The schema of objects of a kind.
-pub fn schema_of(kind: &Kind) -> View<'static> {
+pub fn schema_of(kind: &Kind) -> View<'_> {
+    if let Some(custom) = &kind.custom {
+        return custom.view();
+    }
     let schema = Schema::builtin();
     schema
         .kind(&kind.group, &kind.version, &kind.kind)
@@ -105,6 +109,16 @@ pub fn decode_as(call: &Call, group: &str, version: &str, kind: &str, body: &[u8
     let view = Schema::builtin()
         .kind(group, version, kind)
         .unwrap_or_else(|| Schema::untyped().root());
+    decode_by(call, view, (group, version, kind), body)
+}
+
+/// An object of the given group, version and kind, by its schema.
+fn decode_by(
+    call: &Call,
+    view: View<'_>,
+    (group, version, kind): (&str, &str, &str),
+    body: &[u8],
+) -> Result<Value, Status> {
     if body.is_empty() {
         return Err(Status::bad_request("the body of the request is empty"));
     }
@@ -168,7 +182,8 @@ impl ApiServer {
     /// The object of a body, of the call's kind, in the call's place.
     pub(crate) fn decode(&self, call: &Call, body: &[u8]) -> Result<Value, Status> {
         let kind = &call.kind;
-        let mut object = decode_as(call, &kind.group, &kind.version, &kind.kind, body)?;
+        let names = (&*kind.group, &*kind.version, &*kind.kind);
+        let mut object = decode_by(call, schema_of(kind), names, body)?;
         place(call, &mut object)?;
         Ok(object)
     }
@@ -195,6 +210,7 @@ impl ApiServer {
         let kind = &call.kind;
         let dry_run = call.dry_run()?;
         let resource = call.resource();
+        definitions::may_create(kind)?;
         if !meta::resource_version(&object).is_empty() {
             return Err(Status::bad_request(
                 "resourceVersion should not be set on objects to be created",
@@ -223,6 +239,7 @@ impl ApiServer {
                 conversion::to_storage(kind, &mut object);
             }
             strategy::prepare_for_create(&stored_kind, &mut object);
+            definitions::complete(self, call, &mut object);
             let mut claims = services::claim_for_create(self, &stored_kind, &mut object)?;
             manager.created(self.clock.now(), &stored_kind, &mut object);
             let errors = validation::create(&stored_kind, &object);
@@ -350,6 +367,7 @@ impl ApiServer {
             };
             strategy::prepare_for_update(&stored_kind, sub, &mut new, &old);
             strategy::stamp(&stored_kind, &mut new, &old, self.clock.now());
+            definitions::complete(self, call, &mut new);
             let claims = services::claim_for_update(self, &stored_kind, &mut new, &old)?;
             manager.updated(self.clock.now(), &stored_kind, &mut new, &old);
             let errors = validation::update(&stored_kind, sub, &new, &old);

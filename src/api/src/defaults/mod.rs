@@ -61,6 +61,10 @@ static BOOK: LazyLock<Book> = LazyLock::new(|| parse(RULES).unwrap_or_default())
 
 /// Fills in what the object leaves out, as the version of `kind` defines it.
 pub fn apply(kind: &Kind, obj: &mut Value) {
+    if let Some(custom) = &kind.custom {
+        custom.apply_defaults(obj);
+        return;
+    }
     if kind.traits.custom || !obj.is_object() {
         return;
     }

@@ -51,6 +51,7 @@ fn k(
         },
         columns: Vec::new(),
         hash_published: true,
+        custom: None,
     }
 }
 

@@ -14,6 +14,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
+use crate::custom::Custom;
+
 /// Text that is static for built-in rows and owned for rows added at run time.
 pub type Str = Cow<'static, str>;
 
@@ -136,6 +138,8 @@ pub struct Kind {
     pub columns: Vec<PrinterColumn>,
     /// Whether discovery publishes a storage version hash: true for whatever is stored.
     pub hash_published: bool,
+    /// Schema and paths of a custom resource.
+    pub custom: Option<Arc<Custom>>,
 }
 
 impl Kind {
@@ -165,6 +169,7 @@ impl Kind {
             },
             columns: Vec::new(),
             hash_published: true,
+            custom: None,
         }
     }
 
@@ -279,6 +284,12 @@ impl Kinds {
         }
         self.reindex();
         kind
+    }
+
+    /// Adds many rows at once.
+    pub fn extend(&mut self, rows: impl IntoIterator<Item = Kind>) {
+        self.rows.extend(rows.into_iter().map(Arc::new));
+        self.reindex();
     }
 
     /// Removes a row.

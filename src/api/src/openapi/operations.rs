@@ -36,6 +36,8 @@ pub(super) struct Operation {
     pub(super) answers: Vec<(&'static str, Content)>,
     pub(super) watchable: bool,
     pub(super) connects: bool,
+    /// Of a custom resource, which has no strategic merge patch.
+    pub(super) custom: bool,
     /// Content types of the answer, where they are not the usual ones.
     pub(super) media: Option<&'static [&'static str]>,
 }
@@ -135,6 +137,7 @@ fn plain(path: String, id: String, text: &str, tag: String, answer: Content) -> 
         answers: vec![("200", answer)],
         watchable: false,
         connects: false,
+        custom: false,
         media: None,
     };
     PathItem {
@@ -333,6 +336,7 @@ impl Row<'_> {
             answers: Vec::new(),
             watchable: false,
             connects: false,
+            custom: self.kind.traits.custom,
             media: None,
         }
     }

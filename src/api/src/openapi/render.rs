@@ -22,6 +22,11 @@ const PATCH_MEDIA: &[&str] = &[
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
+const CUSTOM_PATCH_MEDIA: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/apply-patch+yaml",
+];
 
 impl PathItem {
     /// Definitions that the path refers to.
@@ -92,6 +97,14 @@ impl Operation {
         media
     }
 
+    fn patch_media(&self) -> &'static [&'static str] {
+        if self.custom {
+            CUSTOM_PATCH_MEDIA
+        } else {
+            PATCH_MEDIA
+        }
+    }
+
     fn v3(&self) -> Value {
         let mut out = self.common();
         if !self.parameters.is_empty() {
@@ -106,7 +119,7 @@ impl Operation {
         let reference = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
         if let Some((name, required)) = &self.body {
             let media = if self.method == "patch" {
-                PATCH_MEDIA
+                self.patch_media()
             } else {
                 &["*/*"]
             };
@@ -174,7 +187,7 @@ impl Operation {
         responses.insert("401".into(), json!({ "description": reason("401") }));
         out.insert("responses".into(), Value::Object(responses));
         let consumes = if self.method == "patch" && !self.connects {
-            PATCH_MEDIA
+            self.patch_media()
         } else {
             &["*/*"]
         };

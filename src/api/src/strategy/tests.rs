@@ -237,12 +237,15 @@ fn deletion_has_a_deadline_that_only_shrinks() {
 #[test]
 fn scale_shows_and_sets_replicas() {
     let mut d = json!({"metadata": {"name": "d", "uid": "u"}, "spec": {"replicas": 2, "selector": {"matchLabels": {"a": "b"}}}, "status": {"replicas": 1}});
-    let mut s = scale::of(&d);
+    let mut s = scale::of(kind("apps/v1", "Deployment"), &d);
     assert_eq!(s["spec"]["replicas"], 2);
     assert_eq!(s["status"], json!({"replicas": 1, "selector": "a=b"}));
     s["spec"]["replicas"] = 5.into();
-    scale::apply(&s, &mut d);
+    scale::apply(kind("apps/v1", "Deployment"), &s, &mut d);
     assert_eq!(d["spec"]["replicas"], 5);
     let rc = json!({"spec": {"selector": {"a": "b"}}});
-    assert_eq!(scale::of(&rc)["status"]["selector"], "a=b");
+    assert_eq!(
+        scale::of(kind("v1", "ReplicationController"), &rc)["status"]["selector"],
+        "a=b"
+    );
 }

@@ -4,6 +4,7 @@ use super::Errors;
 use super::check::{
     between, dot, has, immutable, items, name, one_of, required, required_name, required_one_of,
 };
+use crate::custom::Custom;
 use crate::status::FieldError;
 use crate::{meta, names};
 use serde_json::Value;
@@ -121,6 +122,8 @@ pub(super) fn definition(errors: &mut Errors, obj: &Value) {
         &["None", "Webhook"],
     );
     if meta::str_at(conversion, "strategy") == "Webhook" {
+        let why = "conversion webhooks are not called by this server: serve versions that need no conversion";
+        errors.push(FieldError::invalid("spec.conversion.strategy", "Webhook", why));
         let webhook = conversion.get("webhook").unwrap_or(NULL);
         required(
             errors,
@@ -148,6 +151,9 @@ fn versions(errors: &mut Errors, spec: &Value) {
         match meta::at(version, "schema.openAPIV3Schema").filter(|s| !s.is_null()) {
             None => errors.push(FieldError::required(p, "schemas are required")),
             Some(schema) => {
+                if let Err(error) = Custom::new(schema.clone(), None, false) {
+                    errors.push(FieldError::invalid(p.as_str(), "", error.to_string()));
+                }
                 let kind = meta::str_at(schema, "type");
                 if kind.is_empty() {
                     errors.push(FieldError::required(

@@ -220,6 +220,9 @@ pub fn create(kind: &Kind, obj: &Value) -> Vec<FieldError> {
     if kind.group.is_empty() && kind.kind == "Pod" {
         pod::on_create(&mut errors, obj);
     }
+    if let Some(custom) = &kind.custom {
+        custom.validate(&mut errors, obj);
+    }
     errors
 }
 
@@ -228,6 +231,9 @@ pub fn update(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value) 
     let mut errors = Vec::new();
     object_meta::create(&mut errors, kind, new);
     object_meta::update(&mut errors, new, old);
+    if let Some(custom) = &kind.custom {
+        custom.validate(&mut errors, new);
+    }
     match (subresource, rules(kind)) {
         (None, Some((create, update))) => {
             // A pod's spec hardly changes; judging it again would refuse pods made under older rules.

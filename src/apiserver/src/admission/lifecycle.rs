@@ -72,10 +72,8 @@ pub fn owner_references(
     let server = attempt.server;
     for owner in blocking(object).iter().filter(|r| !before.contains(r)) {
         let version = owner["apiVersion"].as_str().unwrap_or_default();
-        let Some(kind) = server
-            .kinds
-            .of(version, owner["kind"].as_str().unwrap_or_default())
-        else {
+        let kinds = server.kinds();
+        let Some(kind) = kinds.of(version, owner["kind"].as_str().unwrap_or_default()) else {
             continue;
         };
         let attributes = Attributes {

@@ -1,10 +1,12 @@
-//! The objects every cluster has: namespaces, priority classes, and the RBAC
-//! defaults from the table in `rbac.txt`.
+//! The objects every cluster has: namespaces, priority classes, API services and
+//! flow control ([`served`]), and the RBAC defaults from the table in `rbac.txt`.
 //!
 //! At every start what is missing is created, and default roles and bindings
 //! get back the rules and subjects they lost (those marked
 //! `rbac.authorization.kubernetes.io/autoupdate: "false"` excepted); what was
 //! added to them stays. Aggregated roles are filled by the rules of the table.
+
+mod served;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,6 +70,7 @@ pub async fn reconcile(server: &Arc<ApiServer>) -> Result<(), StartError> {
             "data": { "client-ca-file": server.client_ca_pem } });
         server.ensure(object, &["data"]).await?;
     }
+    served::reconcile(server).await?;
     let objects = parse(TABLE).map_err(|e| StartError::Bootstrap {
         object: "RBAC defaults".to_owned(),
         reason: e.to_string(),
@@ -82,7 +85,8 @@ pub async fn reconcile(server: &Arc<ApiServer>) -> Result<(), StartError> {
 
 async fn reconcile_rbac(server: &Arc<ApiServer>, wanted: Value) -> Result<(), StartError> {
     let (api_version, kind) = (meta::api_version(&wanted), meta::kind(&wanted));
-    let Some(row) = server.kinds.of(api_version, kind) else {
+    let kinds = server.kinds();
+    let Some(row) = kinds.of(api_version, kind) else {
         return Err(StartError::Bootstrap {
             object: kind.to_owned(),
             reason: "unknown kind".to_owned(),

@@ -77,7 +77,7 @@ impl ApiServer {
                 .await?
             }
         };
-        let scale = codec::to_bytes(&scale::of(&workload));
+        let scale = codec::to_bytes(&scale::of(&call.kind, &workload));
         Ok(respond::encoded(StatusCode::OK, call.accept, scale))
     }
 
@@ -89,11 +89,11 @@ impl ApiServer {
     ) -> Result<Value, Status> {
         let written = self
             .modify(call, strict, Manager::of(call), &mut |old| {
-                let current = scale::of(old);
+                let current = scale::of(&call.kind, old);
                 let wanted = change(&current)?;
                 check(call, &wanted, &current)?;
                 let mut new = old.clone();
-                scale::apply(&wanted, &mut new);
+                scale::apply(&call.kind, &wanted, &mut new);
                 Ok(new)
             })
             .await?;

@@ -1,5 +1,7 @@
 //! The API server as its clients see it: raw HTTP, kube-rs in process, kubectl over TLS.
 
+mod bootstrap;
+mod custom;
 mod harness;
 mod kubectl;
 mod objects;
