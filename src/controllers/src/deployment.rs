@@ -13,7 +13,7 @@ use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetSpec, RollingUpdateDeployment,
 };
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Resource};
@@ -23,6 +23,7 @@ use skiff_client::labels::selects;
 use skiff_client::{Informer, WorkQueue, message};
 
 use crate::objects::{controller_of, is_finished, template_hash};
+use crate::ownership::{Owner, claim, owner_reference};
 use crate::{Context, Error, Outcome, is_conflict, is_gone};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -171,37 +172,12 @@ impl Loop {
     }
 
     async fn claim(&self, deployment: &Deployment) -> Result<Vec<ReplicaSet>, Error> {
-        let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
-        let mut mine = Vec::new();
-        for set in self.sets.list_in(namespace) {
-            let matches = selects(Some(&selector(deployment)), set.metadata.labels.as_ref());
-            let patch = match controller_of(&set.metadata) {
-                Some(owner) if owner.uid == uid && matches => {
-                    mine.push((*set).clone());
-                    continue;
-                }
-                Some(owner) if owner.uid == uid => json!({"metadata": {"uid": set.metadata.uid,
-                    "ownerReferences": [{"$patch": "delete", "uid": uid}]}}),
-                None if matches
-                    && deployment.metadata.deletion_timestamp.is_none()
-                    && set.metadata.deletion_timestamp.is_none() =>
-                {
-                    mine.push((*set).clone());
-                    json!({"metadata": {"uid": set.metadata.uid, "ownerReferences": [owner_reference(deployment)]}})
-                }
-                _ => continue,
-            };
-            let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), namespace);
-            let name = set.metadata.name.as_deref().unwrap_or_default();
-            match api
-                .patch(name, &PatchParams::default(), &Patch::Strategic(patch))
-                .await
-            {
-                Err(error) if !is_gone(&error) => return Err(error.into()),
-                _ => {}
-            }
-        }
+        let wanted = selector(deployment);
+        let matches = |set: &ReplicaSet| selects(Some(&wanted), set.metadata.labels.as_ref());
+        let sets = self.sets.list_in(namespace);
+        let claimed = claim(&self.context, deployment, sets, matches, |_| true).await?;
+        let mut mine: Vec<ReplicaSet> = claimed.iter().map(|set| (**set).clone()).collect();
         mine.sort_by_key(|set| {
             (
                 set.metadata.creation_timestamp.as_ref().map(|time| time.0),
@@ -450,14 +426,9 @@ impl Loop {
     }
 }
 
-fn owner_reference(deployment: &Deployment) -> OwnerReference {
-    OwnerReference {
-        api_version: "apps/v1".to_owned(),
-        kind: "Deployment".to_owned(),
-        name: deployment.metadata.name.clone().unwrap_or_default(),
-        uid: deployment.metadata.uid.clone().unwrap_or_default(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
+impl Owner for Deployment {
+    fn selector(&self) -> Option<LabelSelector> {
+        Some(selector(self))
     }
 }
 
@@ -575,7 +546,8 @@ fn new_set(deployment: &Deployment, number: i64) -> ReplicaSet {
     }
 }
 
-fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
+/// A number, or a percentage of `total`; 25% when nothing is said.
+pub(crate) fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
     match value {
         None => resolve(Some(&IntOrString::String("25%".to_owned())), total, round_up),
         Some(IntOrString::Int(number)) => *number,

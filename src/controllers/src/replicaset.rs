@@ -3,42 +3,137 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition};
-use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Resource};
-use serde_json::json;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{
+    Node, Pod, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use skiff_client::informer::key_of;
-use skiff_client::labels::selects;
-use skiff_client::{Change, Informer, WorkQueue, message};
+use skiff_client::{Informer, WorkQueue};
 
-use crate::expectations::Expectations;
-use crate::objects::{controller_of, generated_name, is_finished, is_ready, phase, ready_since};
-use crate::{Context, Error, Outcome, is_conflict, is_gone};
+use crate::objects::{is_finished, is_ready, phase, ready_since};
+use crate::ownership::{Owner, write_status};
+use crate::pods::{BURST, PodControl, new_pod, seconds_to_available};
+use crate::{Context, Error, Outcome};
 
-/// Pods created or deleted in one go, as in Kubernetes; the rest follows when
-/// these have been seen.
-const BURST: usize = 500;
-
-/// The smallest unit in which a refused creation is noticed: batches double
-/// from one, so a quota that forbids all of them costs one request.
-const FIRST_BATCH: usize = 1;
-
-/// Starts the loop.
+/// Starts the loop for ReplicaSets and, in their shape, ReplicationControllers.
 pub fn start(context: &Context) {
-    let sets: Informer<ReplicaSet> = context.informers.get();
-    let pods: Informer<Pod> = context.informers.get();
+    start_kind::<ReplicaSet>(context, "replica sets");
+    start_kind::<ReplicationController>(context, "replication controllers");
+}
+
+/// A kind that is a number of equal pods.
+trait Replicated: Owner {
+    /// The object as a ReplicaSet.
+    fn view(&self) -> ReplicaSet;
+    /// The object with this status.
+    fn with_status(&self, status: ReplicaSetStatus) -> Self;
+}
+
+impl Owner for ReplicaSet {
+    fn selector(&self) -> Option<LabelSelector> {
+        self.spec.as_ref().map(|spec| spec.selector.clone())
+    }
+}
+
+impl Replicated for ReplicaSet {
+    fn view(&self) -> ReplicaSet {
+        self.clone()
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        ReplicaSet {
+            status: Some(status),
+            ..self.clone()
+        }
+    }
+}
+
+impl Owner for ReplicationController {
+    fn selector(&self) -> Option<LabelSelector> {
+        let labels = self
+            .spec
+            .as_ref()?
+            .selector
+            .clone()
+            .filter(|labels| !labels.is_empty())?;
+        Some(LabelSelector {
+            match_labels: Some(labels),
+            match_expressions: None,
+        })
+    }
+}
+
+impl Replicated for ReplicationController {
+    fn view(&self) -> ReplicaSet {
+        let spec = self.spec.clone().unwrap_or_default();
+        let status = self.status.clone().unwrap_or_default();
+        let conditions = status.conditions.map(|list| {
+            list.into_iter()
+                .map(|c| ReplicaSetCondition {
+                    type_: c.type_,
+                    status: c.status,
+                    reason: c.reason,
+                    message: c.message,
+                    last_transition_time: c.last_transition_time,
+                })
+                .collect()
+        });
+        ReplicaSet {
+            metadata: self.metadata.clone(),
+            spec: Some(ReplicaSetSpec {
+                min_ready_seconds: spec.min_ready_seconds,
+                replicas: spec.replicas,
+                selector: self.selector().unwrap_or_default(),
+                template: spec.template,
+            }),
+            status: Some(ReplicaSetStatus {
+                available_replicas: status.available_replicas,
+                conditions,
+                fully_labeled_replicas: status.fully_labeled_replicas,
+                observed_generation: status.observed_generation,
+                ready_replicas: status.ready_replicas,
+                replicas: status.replicas,
+                terminating_replicas: None,
+            }),
+        }
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        let conditions = status.conditions.map(|list| {
+            list.into_iter()
+                .map(|c| ReplicationControllerCondition {
+                    type_: c.type_,
+                    status: c.status,
+                    reason: c.reason,
+                    message: c.message,
+                    last_transition_time: c.last_transition_time,
+                })
+                .collect()
+        });
+        ReplicationController {
+            status: Some(ReplicationControllerStatus {
+                available_replicas: status.available_replicas,
+                conditions,
+                fully_labeled_replicas: status.fully_labeled_replicas,
+                observed_generation: status.observed_generation,
+                ready_replicas: status.ready_replicas,
+                replicas: status.replicas,
+            }),
+            ..self.clone()
+        }
+    }
+}
+
+fn start_kind<K: Replicated>(context: &Context, name: &'static str) {
+    let sets: Informer<K> = context.informers.get();
     let nodes: Informer<Node> = context.informers.get();
     let queue = WorkQueue::new();
-    let expectations = Arc::new(Expectations::default());
+    let control = PodControl::new(context);
     context.feed(&sets, &queue, |change| vec![key_of(&**change.object())]);
-    let (ticked, orphans) = (expectations.clone(), sets.clone());
-    context.feed(&pods, &queue, move |change| {
-        owners_to_look_at(change, &ticked, &orphans)
-    });
+    control.feed(&sets, &queue);
     let ready = {
-        let (sets, pods, nodes) = (sets.clone(), pods.clone(), nodes.clone());
+        let (sets, pods) = (sets.clone(), control.pods.clone());
         async move {
             sets.synced().await;
             pods.synced().await;
@@ -48,379 +143,143 @@ pub fn start(context: &Context) {
     let this = Arc::new(Loop {
         context: context.clone(),
         sets,
-        pods,
-        expectations,
+        control,
     });
-    context.work("replica sets", queue, 4, ready, move |key| {
+    context.work(name, queue, 4, ready, move |key| {
         let this = this.clone();
         async move { this.reconcile(&key).await }
     });
 }
 
-fn owners_to_look_at(
-    change: &Change<Pod>,
-    expectations: &Expectations,
-    sets: &Informer<ReplicaSet>,
-) -> Vec<String> {
-    let mut keys = Vec::new();
-    let mut look_at = |pod: &Pod| {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        match controller_of(&pod.metadata) {
-            Some(owner) if owner.kind == "ReplicaSet" => keys.push(format!("{namespace}/{}", owner.name)),
-            Some(_) => {}
-            None => keys.extend(
-                sets.list_in(namespace)
-                    .iter()
-                    .filter(|set| {
-                        selects(
-                            Some(&set.spec.clone().unwrap_or_default().selector),
-                            pod.metadata.labels.as_ref(),
-                        )
-                    })
-                    .map(|set| key_of(&**set)),
-            ),
-        }
-    };
-    if let Change::Applied { old: Some(old), .. } = change {
-        look_at(old);
-    }
-    look_at(change.object());
-    let pod = change.object();
-    let leaving = pod.metadata.deletion_timestamp.is_some() || matches!(change, Change::Deleted(_));
-    for key in &keys {
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        expectations.settle(key, &created(name));
-        if leaving {
-            expectations.settle(key, &deleted(name));
-        }
-    }
-    keys
-}
-
-fn created(name: &str) -> String {
-    format!("+{name}")
-}
-
-fn deleted(name: &str) -> String {
-    format!("-{name}")
-}
-
-struct Loop {
+struct Loop<K> {
     context: Context,
-    sets: Informer<ReplicaSet>,
-    pods: Informer<Pod>,
-    expectations: Arc<Expectations>,
+    sets: Informer<K>,
+    control: PodControl,
 }
 
-impl Loop {
+impl<K: Replicated> Loop<K> {
     async fn reconcile(&self, key: &str) -> Outcome {
         let Some(set) = self.sets.get(key) else {
             return Ok(None);
         };
-        let namespace = set.metadata.namespace.clone().unwrap_or_default();
-        let owned = self.claim(&set, &namespace).await?;
+        let owned = self.control.claim(&*set, false).await?;
         let active: Vec<Arc<Pod>> = owned.iter().filter(|pod| !is_finished(pod)).cloned().collect();
         let alive: Vec<Arc<Pod>> = active
             .iter()
             .filter(|pod| pod.metadata.deletion_timestamp.is_none())
             .cloned()
             .collect();
-        let waiting = self.expectations.wait(key, self.context.clock.monotonic());
+        let waiting = self.control.wait(key);
+        let view = set.view();
         let mut failure = None;
-        if waiting.is_none() && set.metadata.deletion_timestamp.is_none() {
-            failure = self.scale(key, &set, &alive).await.err();
+        if waiting.is_none() && view.metadata.deletion_timestamp.is_none() {
+            failure = self.scale(key, &set, &view, &alive).await.err();
         }
-        let look_again = self.write_status(&set, &active, failure.as_ref()).await?;
+        let (status, look_again) = status_of(&view, &active, failure.as_ref(), self.context.now());
+        let old = view.status.unwrap_or_default();
+        let updated = set.with_status(status);
+        if updated.view().status.unwrap_or_default() != old {
+            write_status(&self.context, &updated).await?;
+        }
         match failure {
             Some(error) => Err(error),
             None => Ok(look_again.or(waiting)),
         }
     }
 
-    /// The pods this set controls, after adopting matching orphans and letting
-    /// go of those that no longer match.
-    async fn claim(&self, set: &ReplicaSet, namespace: &str) -> Result<Vec<Arc<Pod>>, Error> {
-        let uid = set.metadata.uid.as_deref().unwrap_or_default();
-        let selector = set.spec.as_ref().map(|spec| &spec.selector);
-        let mut mine = Vec::new();
-        for pod in self.pods.list_in(namespace) {
-            let matches = selects(selector, pod.metadata.labels.as_ref());
-            match controller_of(&pod.metadata) {
-                Some(owner) if owner.uid == uid && matches => mine.push(pod),
-                Some(owner) if owner.uid == uid && set.metadata.deletion_timestamp.is_none() => {
-                    self.release(set, &pod).await?;
-                }
-                None if matches
-                    && set.metadata.deletion_timestamp.is_none()
-                    && pod.metadata.deletion_timestamp.is_none()
-                    && !is_finished(&pod) =>
-                {
-                    self.adopt(set, &pod).await?;
-                    mine.push(pod);
-                }
-                _ => {}
-            }
-        }
-        Ok(mine)
-    }
-
-    async fn adopt(&self, set: &ReplicaSet, pod: &Pod) -> Result<(), Error> {
-        let patch = json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": [owner_reference(set)]}});
-        self.patch_pod(pod, patch).await
-    }
-
-    async fn release(&self, set: &ReplicaSet, pod: &Pod) -> Result<(), Error> {
-        let patch = json!({"metadata": {"uid": pod.metadata.uid,
-            "ownerReferences": [{"$patch": "delete", "uid": set.metadata.uid}]}});
-        self.patch_pod(pod, patch).await
-    }
-
-    async fn patch_pod(&self, pod: &Pod, patch: serde_json::Value) -> Result<(), Error> {
-        let api = self.pod_api(pod.metadata.namespace.as_deref());
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        match api
-            .patch(name, &PatchParams::default(), &Patch::Strategic(patch))
-            .await
-        {
-            Err(error) if !is_gone(&error) => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
-
-    fn pod_api(&self, namespace: Option<&str>) -> Api<Pod> {
-        Api::namespaced(self.context.client.clone(), namespace.unwrap_or_default())
-    }
-
-    async fn scale(&self, key: &str, set: &ReplicaSet, alive: &[Arc<Pod>]) -> Result<(), Error> {
+    async fn scale(&self, key: &str, owner: &K, set: &ReplicaSet, alive: &[Arc<Pod>]) -> Result<(), Error> {
         let wanted = usize::try_from(wanted_replicas(set)).unwrap_or(0);
         if alive.len() < wanted {
-            self.create(key, set, (wanted - alive.len()).min(BURST)).await
+            let template = set
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.template.clone())
+                .unwrap_or_default();
+            let count = (wanted - alive.len()).min(BURST);
+            let pods = (0..count).map(|_| new_pod(owner, template.clone())).collect();
+            self.control.create(key, owner, pods).await
         } else {
             let surplus = (alive.len() - wanted).min(BURST);
-            self.delete(key, set, victims(alive, surplus)).await
+            self.control.delete(key, owner, victims(alive, surplus)).await
         }
     }
+}
 
-    async fn create(&self, key: &str, set: &ReplicaSet, count: usize) -> Result<(), Error> {
-        let api = self.pod_api(set.metadata.namespace.as_deref());
-        let about = set.object_ref(&());
-        let (mut left, mut batch) = (count, FIRST_BATCH);
-        while left > 0 {
-            let now = batch.min(left);
-            let results = futures::future::join_all((0..now).map(|_| async {
-                let pod = new_pod(set);
-                let name = pod.metadata.name.clone().unwrap_or_default();
-                self.expectations
-                    .announce(key, &created(&name), self.context.clock.monotonic());
-                let result = api.create(&PostParams::default(), &pod).await;
-                if result.is_err() {
-                    self.expectations.settle(key, &created(&name));
-                }
-                result.map(|_| name)
-            }))
-            .await;
-            for result in results {
-                match result {
-                    Ok(name) => {
-                        self.context.recorder.normal(
-                            &about,
-                            "SuccessfulCreate",
-                            format!("Created pod: {name}"),
-                        );
-                    }
-                    Err(error) => {
-                        self.context.recorder.warning(
-                            &about,
-                            "FailedCreate",
-                            format!("Error creating: {}", message(&error)),
-                        );
-                        return Err(error.into());
-                    }
-                }
-            }
-            left -= now;
-            batch *= 2;
-        }
-        Ok(())
-    }
-
-    async fn delete(&self, key: &str, set: &ReplicaSet, victims: Vec<Arc<Pod>>) -> Result<(), Error> {
-        let api = self.pod_api(set.metadata.namespace.as_deref());
-        let about = set.object_ref(&());
-        let results = futures::future::join_all(victims.iter().map(|pod| {
-            let api = api.clone();
-            async move {
-                let name = pod.metadata.name.clone().unwrap_or_default();
-                self.expectations
-                    .announce(key, &deleted(&name), self.context.clock.monotonic());
-                let params = DeleteParams {
-                    preconditions: Some(Preconditions {
-                        uid: pod.metadata.uid.clone(),
-                        resource_version: None,
-                    }),
-                    ..DeleteParams::default()
-                };
-                let result = api.delete(&name, &params).await;
-                if result.is_err() {
-                    self.expectations.settle(key, &deleted(&name));
-                }
-                result.map(|_| name)
-            }
-        }))
-        .await;
-        for result in results {
-            match result {
-                Ok(name) => {
-                    self.context
-                        .recorder
-                        .normal(&about, "SuccessfulDelete", format!("Deleted pod: {name}"));
-                }
-                Err(error) if is_gone(&error) || is_conflict(&error) => {}
-                Err(error) => {
-                    self.context.recorder.warning(
-                        &about,
-                        "FailedDelete",
-                        format!("Error deleting: {}", message(&error)),
-                    );
-                    return Err(error.into());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes the status when it changed; answers when a pod becomes available.
-    async fn write_status(
-        &self,
-        set: &ReplicaSet,
-        active: &[Arc<Pod>],
-        failure: Option<&Error>,
-    ) -> Result<Option<std::time::Duration>, Error> {
-        let now = self.context.now();
-        let alive: Vec<&Arc<Pod>> = active
+/// The status of a set with these pods, and when the next pod becomes available.
+fn status_of(
+    set: &ReplicaSet,
+    active: &[Arc<Pod>],
+    failure: Option<&Error>,
+    now: jiff::Timestamp,
+) -> (ReplicaSetStatus, Option<std::time::Duration>) {
+    let alive: Vec<&Arc<Pod>> = active
+        .iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+        .collect();
+    let ready: Vec<&&Arc<Pod>> = alive.iter().filter(|pod| is_ready(pod)).collect();
+    let min_ready = set
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.min_ready_seconds)
+        .unwrap_or(0);
+    let waits: Vec<i64> = ready
+        .iter()
+        .map(|pod| seconds_to_available(pod, min_ready, now))
+        .collect();
+    let template_labels = set
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.as_ref()?.metadata.as_ref()?.labels.clone())
+        .unwrap_or_default();
+    let fully = alive.iter().filter(|pod| {
+        let labels = pod.metadata.labels.as_ref();
+        template_labels
             .iter()
-            .filter(|pod| pod.metadata.deletion_timestamp.is_none())
-            .collect();
-        let ready: Vec<&&Arc<Pod>> = alive.iter().filter(|pod| is_ready(pod)).collect();
-        let min_ready = set
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.min_ready_seconds)
-            .unwrap_or(0);
-        let waits: Vec<i64> = ready
-            .iter()
-            .map(|pod| seconds_to_available(pod, min_ready, now))
-            .collect();
-        let template_labels = set
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.template.as_ref()?.metadata.as_ref()?.labels.clone())
-            .unwrap_or_default();
-        let fully = alive.iter().filter(|pod| {
-            let labels = pod.metadata.labels.as_ref();
-            template_labels
-                .iter()
-                .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
-        });
-        let old = set.status.clone().unwrap_or_default();
-        let mut status = old.clone();
-        let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        status.replicas = count(alive.len());
-        status.fully_labeled_replicas = Some(count(fully.count())).filter(|n| *n > 0);
-        status.ready_replicas = Some(count(ready.len())).filter(|n| *n > 0);
-        status.available_replicas =
-            Some(count(waits.iter().filter(|wait| **wait <= 0).count())).filter(|n| *n > 0);
-        status.terminating_replicas = Some(count(active.len() - alive.len()));
-        status.observed_generation = set.metadata.generation;
-        let mut conditions: Vec<ReplicaSetCondition> = old
+            .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+    });
+    let old = set.status.clone().unwrap_or_default();
+    let mut status = old.clone();
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    status.replicas = count(alive.len());
+    status.fully_labeled_replicas = Some(count(fully.count())).filter(|n| *n > 0);
+    status.ready_replicas = Some(count(ready.len())).filter(|n| *n > 0);
+    status.available_replicas =
+        Some(count(waits.iter().filter(|wait| **wait <= 0).count())).filter(|n| *n > 0);
+    status.terminating_replicas = Some(count(active.len() - alive.len()));
+    status.observed_generation = set.metadata.generation;
+    let mut conditions: Vec<ReplicaSetCondition> = old
+        .conditions
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|c| c.type_ != "ReplicaFailure")
+        .collect();
+    if let Some(failure) = failure {
+        let before = old
             .conditions
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|c| c.type_ != "ReplicaFailure")
-            .collect();
-        if let Some(failure) = failure {
-            let before = old
-                .conditions
-                .iter()
-                .flatten()
-                .find(|condition| condition.type_ == "ReplicaFailure");
-            conditions.push(ReplicaSetCondition {
-                type_: "ReplicaFailure".to_owned(),
-                status: "True".to_owned(),
-                reason: Some("FailedCreate".to_owned()),
-                message: Some(failure.to_string()),
-                last_transition_time: before
-                    .and_then(|c| c.last_transition_time.clone())
-                    .or(Some(Time(now))),
-            });
-        }
-        status.conditions = (!conditions.is_empty()).then_some(conditions);
-        if status != old {
-            let mut updated = set.clone();
-            updated.status = Some(status);
-            let api: Api<ReplicaSet> = Api::namespaced(
-                self.context.client.clone(),
-                set.metadata.namespace.as_deref().unwrap_or_default(),
-            );
-            let name = set.metadata.name.as_deref().unwrap_or_default();
-            match api.replace_status(name, &PostParams::default(), &updated).await {
-                // A newer object is on its way through the informer.
-                Err(error) if !is_gone(&error) && !is_conflict(&error) => return Err(error.into()),
-                _ => {}
-            }
-        }
-        let next = waits.into_iter().filter(|wait| *wait > 0).min();
-        Ok(next.map(|seconds| std::time::Duration::from_secs(seconds.unsigned_abs())))
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == "ReplicaFailure");
+        conditions.push(ReplicaSetCondition {
+            type_: "ReplicaFailure".to_owned(),
+            status: "True".to_owned(),
+            reason: Some("FailedCreate".to_owned()),
+            message: Some(failure.to_string()),
+            last_transition_time: before
+                .and_then(|c| c.last_transition_time.clone())
+                .or(Some(Time(now))),
+        });
     }
+    status.conditions = (!conditions.is_empty()).then_some(conditions);
+    let next = waits.into_iter().filter(|wait| *wait > 0).min();
+    (
+        status,
+        next.map(|seconds| std::time::Duration::from_secs(seconds.unsigned_abs())),
+    )
 }
 
 fn wanted_replicas(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
-}
-
-/// Zero or less: available now.
-pub(crate) fn seconds_to_available(pod: &Pod, min_ready: i32, now: jiff::Timestamp) -> i64 {
-    match ready_since(pod) {
-        _ if min_ready == 0 => 0,
-        Some(since) => i64::from(min_ready) - now.duration_since(since).as_secs(),
-        None => i64::from(min_ready),
-    }
-}
-
-fn owner_reference(set: &ReplicaSet) -> OwnerReference {
-    OwnerReference {
-        api_version: "apps/v1".to_owned(),
-        kind: "ReplicaSet".to_owned(),
-        name: set.metadata.name.clone().unwrap_or_default(),
-        uid: set.metadata.uid.clone().unwrap_or_default(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
-}
-
-fn new_pod(set: &ReplicaSet) -> Pod {
-    let template = set
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.template.clone())
-        .unwrap_or_default();
-    let meta = template.metadata.unwrap_or_default();
-    let prefix = format!("{}-", set.metadata.name.as_deref().unwrap_or_default());
-    Pod {
-        metadata: ObjectMeta {
-            name: Some(generated_name(&prefix)),
-            generate_name: Some(prefix),
-            namespace: set.metadata.namespace.clone(),
-            labels: meta.labels,
-            annotations: meta.annotations,
-            finalizers: meta.finalizers,
-            owner_references: Some(vec![owner_reference(set)]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec,
-        status: None,
-    }
 }
 
 /// Which pods to delete: those that serve least go first. The order is that of
@@ -477,6 +336,7 @@ fn victims(alive: &[Arc<Pod>], count: usize) -> Vec<Arc<Pod>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::controller_of;
     use k8s_openapi::api::core::v1::PodCondition;
 
     fn pod(name: &str, node: Option<&str>, ready: Option<&str>) -> Arc<Pod> {
@@ -533,7 +393,7 @@ mod tests {
         let mut set = ReplicaSet::default();
         set.metadata.name = Some("web".to_owned());
         set.metadata.uid = Some("u-1".to_owned());
-        let pod = new_pod(&set);
+        let pod = new_pod(&set, Default::default());
         assert!(
             pod.metadata
                 .name
