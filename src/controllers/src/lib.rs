@@ -18,10 +18,15 @@ use skiff_client::informer::Cacheable;
 use skiff_client::{Change, Client, Informer, Informers, Recorder, WorkQueue};
 
 pub mod certificates;
+pub mod cronjob;
+pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
+mod eligible;
 pub mod endpoints;
 pub mod expectations;
 pub mod garbage;
+pub mod job;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -30,6 +35,8 @@ mod ownership;
 pub mod pod_gc;
 mod pods;
 pub mod replicaset;
+mod revisions;
+mod schedule;
 pub mod service_account;
 pub mod tokens;
 
@@ -103,6 +110,10 @@ pub fn start(context: &Context) {
     pod_gc::start(context);
     replicaset::start(context);
     deployment::start(context);
+    daemonset::start(context);
+    job::start(context);
+    cronjob::start(context);
+    disruption::start(context);
     endpoints::start(context);
     garbage::start(context);
 }

@@ -45,7 +45,9 @@ const VERSION_PRIORITIES: &[(&str, &str, u32)] = &[
 ];
 
 /// Name, concurrency shares, percentage that may be lent, and (queues, hand size, queue length).
-const LEVELS: &[(&str, u32, u32, Option<(u32, u32, u32)>)] = &[
+type Level = (&'static str, u32, u32, Option<(u32, u32, u32)>);
+
+const LEVELS: &[Level] = &[
     ("system", 30, 33, Some((64, 6, 50))),
     ("node-high", 40, 25, Some((64, 6, 50))),
     ("leader-election", 10, 0, Some((16, 4, 50))),
